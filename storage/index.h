@@ -1,0 +1,55 @@
+/* Key -> where it is. Fixed at open, <= 48 bytes an entry at capacity, empty slots included:
+ * entries of 40 bytes in a pool, found through buckets of one cache line (12 one-byte tags and
+ * 12 entry numbers, an overflow count; F14, Bronson & Shi 2019). The second half of the key is not
+ * kept: the full key in the record's header is compared before anything is a hit.
+ * Not thread-safe: the store's lock covers it. */
+#ifndef CAIRN_STORAGE_INDEX_H
+#define CAIRN_STORAGE_INDEX_H
+
+#include "base/types.h"
+
+#define CAIRN_ENTRY_NONE UINT32_MAX
+#define CAIRN_SLOT_NONE UINT32_MAX
+#define CAIRN_BLOCK_NONE 0u /* block 0 is the superblock: never a record */
+
+/* flags */
+#define CAIRN_ENTRY_TOMB 1u    /* a tombstone seen in recovery, dropped when it ends          */
+#define CAIRN_ENTRY_HIT 2u     /* hit since it was written to disk                            */
+
+struct cairn_entry {
+    uint8_t key[16];
+    uint64_t version;
+    uint32_t block;     /* of the record on disk, CAIRN_BLOCK_NONE                           */
+    uint32_t slot;      /* of the RAM copy, CAIRN_SLOT_NONE                                  */
+    uint32_t value_len; /* <= 64 MiB                                                         */
+    uint16_t flags;
+    uint16_t space;     /* namespace                                                         */
+};
+_Static_assert(sizeof(struct cairn_entry) == 40, "entry is 40 bytes");
+
+struct cairn_index;
+
+cairn_status cairn_index_create(uint32_t capacity, struct cairn_index **ret);
+void cairn_index_destroy(struct cairn_index *x);
+
+/* Entry number, or CAIRN_ENTRY_NONE. */
+uint32_t cairn_index_find(const struct cairn_index *x, const struct cairn_key *key);
+/* Many at once with prefetch: ids[i] for each key; stops after the first absent one if
+ * stop_at_absent. Returns how many ids were written. */
+uint32_t cairn_index_find_many(const struct cairn_index *x, const struct cairn_key *keys,
+                               uint32_t count, int stop_at_absent, uint32_t *ids);
+/* By the 16 bytes a footer has. */
+uint32_t cairn_index_find16(const struct cairn_index *x, const uint8_t key16[16]);
+/* A new entry with the key set and everything else empty (block NONE, slot NONE); the key must not
+ * be present. CAIRN_ENTRY_NONE when full. */
+uint32_t cairn_index_insert(struct cairn_index *x, const uint8_t key16[16]);
+void cairn_index_remove(struct cairn_index *x, uint32_t id);
+struct cairn_entry *cairn_index_entry(struct cairn_index *x, uint32_t id);
+
+uint32_t cairn_index_count(const struct cairn_index *x);
+uint32_t cairn_index_capacity(const struct cairn_index *x);
+uint64_t cairn_index_bytes(const struct cairn_index *x); /* all memory it holds */
+/* Next live entry at or after `id`, CAIRN_ENTRY_NONE at the end: for (id = next(x, 0); ...). */
+uint32_t cairn_index_next(const struct cairn_index *x, uint32_t id);
+
+#endif
