@@ -1,0 +1,129 @@
+/* Runner behind criterion/criterion.h of this folder. */
+#include "criterion/criterion.h"
+
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/wait.h>
+
+#define EXIT_FAILED 1
+#define EXIT_SKIPPED 77
+#define DEFAULT_TIMEOUT 600.0
+
+static struct inproc_test *tests;
+static struct inproc_suite *suites;
+static int failures;
+
+void inproc_register(struct inproc_test *t)
+{
+    t->next = tests;
+    tests = t;
+}
+
+void inproc_register_suite(struct inproc_suite *s)
+{
+    s->next = suites;
+    suites = s;
+}
+
+void inproc_check(bool ok, bool fatal, const char *file, int line, const char *what,
+                  const char *format, ...)
+{
+    va_list ap;
+
+    if (ok)
+        return;
+    failures++;
+    printf("%s:%d: %s ", file, line, what);
+    va_start(ap, format);
+    vprintf(format, ap);
+    va_end(ap);
+    putchar('\n');
+    fflush(stdout);
+    if (fatal)
+        _exit(EXIT_FAILED);
+}
+
+_Noreturn void inproc_skip(const char *format, ...)
+{
+    va_list ap;
+
+    va_start(ap, format);
+    vprintf(format, ap);
+    va_end(ap);
+    putchar('\n');
+    fflush(stdout);
+    _exit(EXIT_SKIPPED);
+}
+
+static const struct inproc_data *suite_data(const char *name)
+{
+    static const struct inproc_data none;
+    const struct inproc_suite *s;
+
+    for (s = suites; s; s = s->next) {
+        if (!strcmp(s->name, name))
+            return &s->data;
+    }
+    return &none;
+}
+
+static _Noreturn void run_child(const struct inproc_test *t, const struct inproc_data *suite)
+{
+    void (*init)(void) = t->data.init ? t->data.init : suite->init;
+    void (*fini)(void) = t->data.fini ? t->data.fini : suite->fini;
+    double limit = t->data.timeout > 0 ? t->data.timeout : suite->timeout;
+
+    /* The same test is several times slower under TSan than the limit was written for. */
+    alarm((unsigned)(limit > 0 ? limit * 10 : DEFAULT_TIMEOUT));
+    if (init)
+        init();
+    t->body();
+    if (fini)
+        fini();
+    fflush(stdout);
+    exit(failures ? EXIT_FAILED : 0);
+}
+
+static bool as_expected(const struct inproc_test *t, int status)
+{
+    if (t->data.signal)
+        return WIFSIGNALED(status) && WTERMSIG(status) == t->data.signal;
+    return WIFEXITED(status) && WEXITSTATUS(status) == t->data.exit_code;
+}
+
+int main(void)
+{
+    int tested = 0, failed = 0, crashed = 0, skipped = 0;
+    struct inproc_test *t;
+
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    for (t = tests; t; t = t->next) {
+        const struct inproc_data *suite = suite_data(t->suite);
+        int status = 0;
+        pid_t pid;
+
+        if (t->data.disabled || suite->disabled)
+            continue;
+        tested++;
+        fflush(stdout);
+        pid = fork();
+        if (pid == 0)
+            run_child(t, suite);
+        waitpid(pid, &status, 0);
+        if (as_expected(t, status))
+            continue;
+        if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED) {
+            printf("[SKIP] %s::%s\n", t->suite, t->name);
+            skipped++;
+            continue;
+        }
+        printf("[FAIL] %s::%s: wait status 0x%x\n", t->suite, t->name, (unsigned)status);
+        if (WIFSIGNALED(status))
+            crashed++;
+        else
+            failed++;
+    }
+    printf("[====] Synthesis: Tested: %d | Passing: %d | Failing: %d | Crashing: %d\n", tested,
+           tested - failed - crashed - skipped, failed, crashed);
+    return failed || crashed;
+}
