@@ -15,6 +15,9 @@
 /* flags */
 #define CAIRN_ENTRY_TOMB 1u    /* a tombstone seen in recovery, dropped when it ends          */
 #define CAIRN_ENTRY_HIT 2u     /* hit since it was written to disk                            */
+#define CAIRN_ENTRY_EXPIRES 4u /* its header has an expiry time                               */
+#define CAIRN_ENTRY_DYING 8u   /* a tombstone for it is under way: never written again        */
+#define CAIRN_ENTRY_SIDE_SHIFT 8 /* above: blocks of side records, 0 to 16                    */
 
 struct cairn_entry {
     uint8_t key[16];
@@ -29,6 +32,7 @@ _Static_assert(sizeof(struct cairn_entry) == 40, "entry is 40 bytes");
 
 struct cairn_index;
 
+/* Room for at least `capacity` entries; a small table gets more (cairn_index_capacity says). */
 cairn_status cairn_index_create(uint32_t capacity, struct cairn_index **ret);
 void cairn_index_destroy(struct cairn_index *x);
 
@@ -44,6 +48,7 @@ uint32_t cairn_index_find16(const struct cairn_index *x, const uint8_t key16[16]
  * be present. CAIRN_ENTRY_NONE when full. */
 uint32_t cairn_index_insert(struct cairn_index *x, const uint8_t key16[16]);
 void cairn_index_remove(struct cairn_index *x, uint32_t id);
+/* Lent until the entry is removed. Its key stays as it is; value_len never becomes UINT32_MAX. */
 struct cairn_entry *cairn_index_entry(struct cairn_index *x, uint32_t id);
 
 uint32_t cairn_index_count(const struct cairn_index *x);

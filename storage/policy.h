@@ -22,7 +22,9 @@ struct cairn_policy_ops {
     /* evicted: true = left for room (s3fifo remembers it in its ghost queue), false = deleted. */
     void (*remove)(struct cairn_policy *p, uint32_t slot, bool evicted);
     /* Best victim for which usable(arg, slot) is true; looks at no more than `tries` candidates;
-     * UINT32_MAX if none. Does not remove it. */
+     * UINT32_MAX if none of them is usable. Does not remove it. Candidates that are not usable go
+     * to the back of their queue, so that pinned values at its front are not looked at again by
+     * every call. */
     uint32_t (*victim)(struct cairn_policy *p, bool (*usable)(void *arg, uint32_t slot), void *arg,
                        uint32_t tries);
     /* Smaller = would leave sooner; for comparing neighbours. */
