@@ -55,7 +55,8 @@ struct cairn_ioq_ops {
      * the memory that they point to must never be reused or unmapped in this process, the file's
      * lock must be left to the kernel to drop (the engine keeps the file description alive until
      * the device answers; no LOCK_UN), and the calling thread must not be joined: the kernel holds
-     * its exit back for as long. NULL is ok. */
+     * its exit back for as long. The struct cairn_io themselves are the caller's again either way.
+     * NULL is ok. */
     bool (*close)(struct cairn_ioq *q);
 };
 

@@ -91,11 +91,14 @@ static void *worker(void *arg)
     for (;;) {
         struct cairn_io *io = pop(&p->todo);
         if (io) {
+            struct cairn_io job = *io;
             p->busy++;
             pthread_mutex_unlock(&p->lock);
-            int32_t res = run_io(p->fd, io);
+            int32_t res = run_io(p->fd, &job);
             pthread_mutex_lock(&p->lock);
             p->busy--;
+            if (p->orphan)
+                continue; /* close returned: io is the caller's again */
             io->res = res;
             push(&p->done, io);
             pthread_cond_signal(&p->event);
