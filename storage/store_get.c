@@ -1,0 +1,529 @@
+/* Getting, looking up and pinning. A get runs over its keys with a window: values on disk are being
+ * read into RAM ahead of the one that is copied out. */
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/copy.h"
+#include "storage/store_internal.h"
+
+/* One key of a get between admission and the end of its copy. Holds a pin on `slot`. */
+struct flight {
+    struct slot *slot;   /* NULL: failed with `cause` */
+    uint8_t cause;
+    bool disk;           /* was not in RAM            */
+    bool verify;         /* RAM copy to be verified   */
+    bool bad;            /* the RAM copy is damaged   */
+};
+
+struct get_run {
+    struct cairn_vault *v;
+    struct cairn_get *gets;
+    size_t count, next, admitted, settled;
+    uint64_t deadline_ns, loading_blocks;
+    size_t hits;
+    struct flight flights[VAULT_WINDOW];
+};
+
+static bool needs_verify(const struct cairn_vault *v, const struct slot *s)
+{
+    return v->o.verify == CAIRN_VERIFY_ALWAYS ||
+           (v->o.verify == CAIRN_VERIFY_FIRST && !s->checked);
+}
+
+static uint32_t entry_blocks(const struct cairn_entry *e)
+{
+    return 1 + cairn_blocks(e->value_len) + (e->flags >> CAIRN_ENTRY_SIDE_SHIFT);
+}
+
+/* Submits the read of an entry's record into a slot that nobody else sees yet. */
+static struct slot *load_submit(struct cairn_vault *v, const struct cairn_entry *e,
+                                const struct cairn_key *key, uint32_t piece_first,
+                                uint32_t piece_count, enum cairn_cause *cause)
+{
+    *cause = CAIRN_CAUSE_QUEUE_FULL;
+    struct vault_op *op = v->tier_off ? NULL : op_take(v);
+    if (!op) {
+        if (v->tier_off)
+            *cause = CAIRN_CAUSE_TIER_OFF;
+        return NULL;
+    }
+    *cause = CAIRN_CAUSE_NO_ROOM;
+    /* Eviction does not touch this entry: it has no slot. */
+    struct slot *s = room_take(v, entry_blocks(e), false);
+    if (!s) {
+        op_give(v, op);
+        return NULL;
+    }
+    s->state = SLOT_LOADING;
+    s->version = e->version;
+    s->value_len = e->value_len;
+    op->slot = slot_number(v, s);
+    op->op.kind = CAIRN_TIER_LOAD;
+    op->op.block = e->block;
+    op->op.blocks = s->blocks;
+    op->op.image = slot_image(v, s);
+    op->op.key = *key;
+    op->op.version = e->version;
+    op->op.value_len = e->value_len;
+    op->op.piece_first = piece_first;
+    op->op.piece_count = piece_count;
+    op->op.deadline_ns = cairn_deadline_ns(v->o.io_deadline_ns);
+    slot_pin(s); /* the op's */
+    if (v->tier->ops->submit(v->tier, &op->op) != CAIRN_OK) {
+        *cause = CAIRN_CAUSE_TIER_OFF;
+        op_give(v, op);
+        slot_unpin(v, s);
+        slot_unpin(v, s);
+        return NULL;
+    }
+    return s;
+}
+
+struct slot *load_begin(struct cairn_vault *v, uint32_t id, const struct cairn_key *key,
+                        enum cairn_cause *cause)
+{
+    struct slot *s = load_submit(v, cairn_index_entry(v->index, id), key, 0, 0, cause);
+    if (!s)
+        return NULL;
+    s->entry = id;
+    cairn_index_entry(v->index, id)->slot = slot_number(v, s);
+    return s;
+}
+
+/* A small range of a large value on disk: only its pieces, into memory that is not shared. */
+static struct slot *load_range(struct cairn_vault *v, const struct cairn_entry *e,
+                               const struct cairn_get *g, enum cairn_cause *cause)
+{
+    size_t len = cairn_sgl_bytes(&g->out);
+    if (!(g->flags & CAIRN_GET_RANGE) || len == 0 || g->offset >= e->value_len ||
+        len > e->value_len - g->offset || len > e->value_len / 2)
+        return NULL;
+    uint32_t first = (uint32_t)(g->offset / CAIRN_PIECE_BYTES);
+    uint32_t last = (uint32_t)((g->offset + len - 1) / CAIRN_PIECE_BYTES);
+    return load_submit(v, e, &g->key, first, last - first + 1, cause);
+}
+
+/* Finds the key and pins its slot, or begins to load it. Lock held. */
+static struct flight admit(struct cairn_vault *v, const struct cairn_get *g)
+{
+    struct flight f = {.cause = CAIRN_CAUSE_ABSENT};
+    uint32_t id = cairn_index_find(v->index, &g->key);
+    if (id == CAIRN_ENTRY_NONE)
+        return f;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    if (e->slot != CAIRN_SLOT_NONE) {
+        f.slot = &v->slots[e->slot];
+        f.disk = f.slot->state == SLOT_LOADING;
+        slot_pin(f.slot);
+    } else {
+        enum cairn_cause cause = CAIRN_CAUSE_ABSENT;
+        f.disk = true;
+        f.slot = load_range(v, e, g, &cause);
+        if (!f.slot)
+            f.slot = load_begin(v, id, &g->key, &cause);
+        f.cause = (uint8_t)cause;
+    }
+    if (f.slot) {
+        e->flags |= CAIRN_ENTRY_HIT;
+        f.verify = needs_verify(v, f.slot);
+        f.cause = CAIRN_CAUSE_NONE;
+    }
+    return f;
+}
+
+/* Admits keys until the window, the room or the ops are used up. Lock held. */
+static void admit_more(struct get_run *r)
+{
+    struct cairn_vault *v = r->v;
+    size_t from = r->admitted;
+    while (r->admitted < r->count && r->admitted - r->settled < VAULT_WINDOW &&
+           (r->admitted == r->next || r->loading_blocks < v->arena_blocks / 4)) {
+        struct flight f = admit(v, &r->gets[r->admitted]);
+        bool later = f.cause == CAIRN_CAUSE_NO_ROOM || f.cause == CAIRN_CAUSE_QUEUE_FULL;
+        if (!f.slot && later && r->admitted > r->next)
+            break; /* once what this call holds is given back */
+        if (f.slot && f.disk)
+            r->loading_blocks += f.slot->blocks;
+        r->flights[r->admitted++ % VAULT_WINDOW] = f;
+    }
+    /* Tail first, so that the head of a chain ends up as the most recent. */
+    for (size_t i = r->admitted; i-- > from;) {
+        struct slot *s = r->flights[i % VAULT_WINDOW].slot;
+        if (s && s->in_policy)
+            v->policy->ops->touch(v->policy, slot_number(v, s));
+    }
+}
+
+/* Takes a damaged RAM copy out; the disk copy, if any, stays. Lock held. */
+static void drop_damaged(struct cairn_vault *v, struct slot *s)
+{
+    uint32_t id = s->entry;
+    if (id == CAIRN_ENTRY_NONE)
+        return;
+    slot_detach(v, s);
+    entry_drop_if_empty(v, id);
+}
+
+/* Gives back what was copied out. Lock held. */
+static void settle(struct get_run *r)
+{
+    for (; r->settled < r->next; r->settled++) {
+        struct flight *f = &r->flights[r->settled % VAULT_WINDOW];
+        if (!f->slot)
+            continue;
+        if (f->disk)
+            r->loading_blocks -= f->slot->blocks;
+        if (f->bad)
+            drop_damaged(r->v, f->slot);
+        slot_unpin(r->v, f->slot);
+    }
+}
+
+/* Sleeps until the slot is loaded. Returns its cause, DEADLINE if it took too long. */
+static enum cairn_cause wait_loaded(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns)
+{
+    enum cairn_cause cause = CAIRN_CAUSE_NONE;
+    pthread_mutex_lock(&v->lock);
+    while (s->state == SLOT_LOADING) {
+        s->waited = true;
+        if (!vault_wait(v, deadline_ns)) {
+            cause = CAIRN_CAUSE_DEADLINE;
+            break;
+        }
+    }
+    if (s->state == SLOT_FAILED)
+        cause = s->cause;
+    pthread_mutex_unlock(&v->lock);
+    return cause;
+}
+
+static enum cairn_cause check_body(const struct cairn_record_body_disk *b, const struct slot *s,
+                                   const struct cairn_key *key, const uint8_t *fingerprint,
+                                   bool verify)
+{
+    if (verify && cairn_hash64(b, offsetof(struct cairn_record_body_disk, check)) != b->check)
+        return CAIRN_CAUSE_HEADER;
+    if (memcmp(b->key, key->bytes, sizeof b->key) != 0)
+        return CAIRN_CAUSE_KEY;
+    if (b->value_len != s->value_len)
+        return CAIRN_CAUSE_LENGTH;
+    if (b->version != s->version)
+        return CAIRN_CAUSE_VERSION;
+    if (fingerprint && memcmp(b->identity, fingerprint, sizeof b->identity) != 0)
+        return CAIRN_CAUSE_IDENTITY;
+    if (b->expires_ns && b->expires_ns <= cairn_wall_ns())
+        return CAIRN_CAUSE_EXPIRED;
+    return CAIRN_CAUSE_NONE;
+}
+
+/* Copies a pinned value out, verifying what must be. */
+static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot *s,
+                                 const struct cairn_get *g, bool verify)
+{
+    const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
+    size_t len = cairn_sgl_bytes(&g->out);
+    size_t off = g->flags & CAIRN_GET_RANGE ? g->offset : 0;
+    enum cairn_cause cause = check_body(b, s, &g->key, g->fingerprint, verify);
+    if (cause)
+        return cause;
+    bool fits = g->flags & CAIRN_GET_RANGE
+                    ? off <= s->value_len && len <= s->value_len - off && len > 0
+                    : len == s->value_len;
+    if (!fits || g->out.mem != CAIRN_MEM_HOST)
+        return CAIRN_CAUSE_LENGTH;
+    const char *value = slot_value(v, s);
+    if (!verify) {
+        cairn_copy_scatter(&g->out, 0, value + off, len);
+        return CAIRN_CAUSE_NONE;
+    }
+    /* A second look tells a damaged value from a read that went wrong on the way. */
+    for (int tries = 0; tries < 2; tries++)
+        if (cairn_copy_scatter_verify(&g->out, value, s->value_len, off, len, b->piece_check) < 0)
+            return CAIRN_CAUSE_NONE;
+    return CAIRN_CAUSE_CHECKSUM;
+}
+
+static cairn_status status_of(enum cairn_cause c)
+{
+    switch (c) {
+    case CAIRN_CAUSE_NONE:
+        return CAIRN_OK;
+    case CAIRN_CAUSE_DEADLINE:
+        return CAIRN_TIMEOUT;
+    default:
+        return CAIRN_MISS;
+    }
+}
+
+static bool damage(enum cairn_cause c)
+{
+    return c == CAIRN_CAUSE_CHECKSUM || c == CAIRN_CAUSE_HEADER || c == CAIRN_CAUSE_KEY ||
+           c == CAIRN_CAUSE_VERSION;
+}
+
+static bool damaged_length(const struct cairn_vault *v, const struct slot *s)
+{
+    return slot_image(v, s)->body.value_len != s->value_len;
+}
+
+/* Brings one admitted key to its result; `f` keeps its pin. */
+static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct cairn_get *g)
+{
+    struct cairn_vault *v = r->v;
+    if (!f->slot)
+        return f->cause;
+    if (f->disk) {
+        enum cairn_cause cause = wait_loaded(v, f->slot, r->deadline_ns);
+        if (cause)
+            return cause;
+        /* The tier has verified it; what somebody else had loaded is checked like any RAM copy. */
+        f->verify = v->o.verify == CAIRN_VERIFY_ALWAYS;
+    }
+    enum cairn_cause cause = copy_out(v, f->slot, g, f->verify);
+    f->bad = damage(cause) || cause == CAIRN_CAUSE_EXPIRED ||
+             (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, f->slot));
+    return cause;
+}
+
+/* A RAM copy was damaged, or a segment was reclaimed under the read: the disk may still have it. */
+static bool worth_retry(const struct flight *f, enum cairn_cause cause)
+{
+    return (f->bad && cause != CAIRN_CAUSE_EXPIRED && !f->disk) || cause == CAIRN_CAUSE_RECLAIMED;
+}
+
+static enum cairn_cause retry(struct get_run *r, struct flight *f, const struct cairn_get *g)
+{
+    struct cairn_vault *v = r->v;
+    pthread_mutex_lock(&v->lock);
+    uint32_t held = f->disk ? f->slot->blocks : 0;
+    if (f->bad)
+        drop_damaged(v, f->slot);
+    slot_unpin(v, f->slot);
+    *f = admit(v, g);
+    r->loading_blocks -= held;
+    if (f->slot && f->disk)
+        r->loading_blocks += f->slot->blocks;
+    pthread_mutex_unlock(&v->lock);
+    return finish(r, f, g);
+}
+
+static void finish_next(struct get_run *r)
+{
+    struct cairn_vault *v = r->v;
+    struct cairn_get *g = &r->gets[r->next];
+    struct flight *f = &r->flights[r->next % VAULT_WINDOW];
+    uint64_t begin = cairn_now_ns();
+    enum cairn_cause cause = begin >= r->deadline_ns && r->next ? CAIRN_CAUSE_DEADLINE
+                                                                : finish(r, f, g);
+    if (worth_retry(f, cause)) {
+        count_miss(v, cause);
+        cause = retry(r, f, g);
+    }
+    g->cause = cause;
+    g->status = status_of(cause);
+    if (cause) {
+        count_miss(v, cause);
+    } else {
+        r->hits++;
+        count(f->disk ? &v->c.get_disk : &v->c.get_ram, 1);
+        count(&v->c.get_bytes, cairn_sgl_bytes(&g->out));
+        cairn_hist_add(f->disk ? &v->c.get_disk_ns : &v->c.get_ram_ns, cairn_now_ns() - begin);
+    }
+    r->next++;
+}
+
+/* Values that were verified whole on this way need no second verification. Lock held. */
+static void note_checked(struct get_run *r, size_t from)
+{
+    for (size_t i = from; i < r->next; i++) {
+        struct flight *f = &r->flights[i % VAULT_WINDOW];
+        if (f->slot && f->verify && r->gets[i].status == CAIRN_OK &&
+            !(r->gets[i].flags & CAIRN_GET_RANGE))
+            f->slot->checked = true;
+    }
+}
+
+cairn_status cairn_vault_get(struct cairn_vault *v, struct cairn_get *gets, size_t count_gets,
+                             uint64_t deadline_ns, size_t *ret_hits)
+{
+    struct get_run r = {.v = v, .gets = gets, .count = count_gets, .deadline_ns = deadline_ns};
+    size_t from = 0;
+    while (r.settled < r.count) {
+        pthread_mutex_lock(&v->lock);
+        note_checked(&r, from);
+        settle(&r);
+        admit_more(&r);
+        pthread_mutex_unlock(&v->lock);
+        from = r.next;
+        /* Half a window at a time, so that reads go on while the rest is copied out. */
+        size_t upto = r.admitted == r.count ? r.count : r.next + (r.admitted - r.next + 1) / 2;
+        while (r.next < upto)
+            finish_next(&r);
+    }
+    if (ret_hits)
+        *ret_hits = r.hits;
+    return r.hits == count_gets ? CAIRN_OK : CAIRN_MISS;
+}
+
+size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys)
+{
+    uint32_t ids[512];
+    size_t held = 0;
+    while (held < count_keys) {
+        uint32_t n = count_keys - held > 512 ? 512 : (uint32_t)(count_keys - held);
+        pthread_mutex_lock(&v->lock);
+        uint32_t found = cairn_index_find_many(v->index, keys + held, n, 1, ids);
+        pthread_mutex_unlock(&v->lock);
+        held += found;
+        if (found < n)
+            break;
+    }
+    count(&v->c.lookups, 1);
+    count(&v->c.lookup_keys, count_keys);
+    count(&v->c.lookup_held, held);
+    return held;
+}
+
+uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key)
+{
+    pthread_mutex_lock(&v->lock);
+    uint32_t id = cairn_index_find(v->index, key);
+    uint64_t len = id == CAIRN_ENTRY_NONE ? 0 : cairn_index_entry(v->index, id)->value_len;
+    pthread_mutex_unlock(&v->lock);
+    return len;
+}
+
+/* --- pins: leases, side records --- */
+
+static enum cairn_cause verify_in_place(const struct cairn_vault *v, const struct slot *s,
+                                        const struct cairn_key *key, bool verify)
+{
+    const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
+    enum cairn_cause cause = check_body(b, s, key, NULL, verify);
+    if (cause || !verify)
+        return cause;
+    const char *value = slot_value(v, s);
+    for (uint32_t i = 0; i < cairn_piece_count(s->value_len); i++) {
+        size_t off = (size_t)i * CAIRN_PIECE_BYTES, left = s->value_len - off;
+        if (cairn_hash64(value + off, left < CAIRN_PIECE_BYTES ? left : CAIRN_PIECE_BYTES) !=
+            b->piece_check[i])
+            return CAIRN_CAUSE_CHECKSUM;
+    }
+    return CAIRN_CAUSE_NONE;
+}
+
+static void lease_count(struct cairn_vault *v, struct slot *s)
+{
+    if (s->leases++ == 0)
+        v->lease_blocks += s->blocks;
+}
+
+static void lease_uncount(struct cairn_vault *v, struct slot *s)
+{
+    if (--s->leases == 0)
+        v->lease_blocks -= s->blocks;
+}
+
+/* Finds and pins one key for a lease. Lock held. */
+static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    if (id == CAIRN_ENTRY_NONE)
+        return NULL;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    uint32_t blocks = entry_blocks(e);
+    bool counted = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].leases;
+    if (!counted && v->lease_blocks + blocks > v->arena_blocks / 2)
+        return NULL;
+    enum cairn_cause cause;
+    struct slot *s;
+    if (e->slot != CAIRN_SLOT_NONE) {
+        s = &v->slots[e->slot];
+        slot_pin(s);
+        if (s->in_policy)
+            v->policy->ops->touch(v->policy, e->slot);
+    } else {
+        s = load_begin(v, id, key, &cause);
+    }
+    if (s) {
+        cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_HIT;
+        lease_count(v, s);
+    }
+    return s;
+}
+
+static bool pin_finish(struct cairn_vault *v, struct slot *s, const struct cairn_key *key,
+                       uint64_t deadline_ns)
+{
+    enum cairn_cause cause = wait_loaded(v, s, deadline_ns);
+    bool verify = false;
+    if (!cause) {
+        pthread_mutex_lock(&v->lock);
+        verify = needs_verify(v, s);
+        pthread_mutex_unlock(&v->lock);
+        cause = verify_in_place(v, s, key, verify);
+    }
+    pthread_mutex_lock(&v->lock);
+    if (cause) {
+        count_miss(v, cause);
+        if (damage(cause))
+            drop_damaged(v, s);
+    } else if (verify) {
+        s->checked = true;
+    }
+    pthread_mutex_unlock(&v->lock);
+    return cause == CAIRN_CAUSE_NONE;
+}
+
+size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys,
+                       uint64_t deadline_ns, struct cairn_pin *pins)
+{
+    size_t begun = 0, held = 0;
+    pthread_mutex_lock(&v->lock);
+    for (; begun < count_keys; begun++) {
+        struct slot *s = pin_begin(v, &keys[begun]);
+        if (!s)
+            break;
+        pins[begun] = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    }
+    pthread_mutex_unlock(&v->lock);
+    while (held < begun && pin_finish(v, &v->slots[pins[held].slot], &keys[held], deadline_ns))
+        held++;
+    cairn_vault_unpin(v, pins + held, begun - held);
+    return held;
+}
+
+void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count_pins)
+{
+    pthread_mutex_lock(&v->lock);
+    for (size_t i = 0; i < count_pins; i++) {
+        struct slot *s = &v->slots[pins[i].slot];
+        lease_uncount(v, s);
+        slot_unpin(v, s);
+    }
+    pthread_mutex_unlock(&v->lock);
+}
+
+cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key, void *out,
+                              uint32_t *len, uint64_t deadline_ns)
+{
+    struct cairn_pin pin;
+    if (cairn_vault_pin(v, key, 1, deadline_ns, &pin) == 0)
+        return CAIRN_MISS;
+    const struct cairn_record_body_disk *b = &slot_image(v, &v->slots[pin.slot])->body;
+    const char *side = (const char *)pin.value + (size_t)cairn_blocks(pin.value_len) * CAIRN_BLOCK;
+    cairn_status st = CAIRN_OK;
+    if (b->side_len > *len) {
+        st = CAIRN_TOOBIG;
+    } else if (b->side_len > CAIRN_SIDE_MAX ||
+               (b->side_len && cairn_hash64(side, b->side_len) != b->side_check)) {
+        count_miss(v, CAIRN_CAUSE_CHECKSUM);
+        st = CAIRN_MISS;
+    } else {
+        memcpy(out, side, b->side_len);
+    }
+    if (st != CAIRN_MISS)
+        *len = b->side_len;
+    cairn_vault_unpin(v, &pin, 1);
+    return st;
+}

@@ -1,0 +1,178 @@
+/* Inside of the store: shared by the store_*.c files and nobody else. */
+#ifndef CAIRN_STORAGE_STORE_INTERNAL_H
+#define CAIRN_STORAGE_STORE_INTERNAL_H
+
+#include <pthread.h>
+
+#include "base/hist.h"
+#include "storage/extent.h"
+#include "storage/index.h"
+#include "storage/policy.h"
+#include "storage/store.h"
+
+#define VAULT_OPS 512u        /* tier ops in flight; half of them at most are writes */
+#define VAULT_WINDOW 64u      /* keys of one get in flight                           */
+#define VAULT_EVICT_MAX 4096u /* owners one allocation may evict                     */
+
+enum slot_state { SLOT_FREE, SLOT_FILLING, SLOT_LOADING, SLOT_RESIDENT, SLOT_FAILED };
+enum slot_write {
+    WRITE_CLEAN,   /* on disk, or no wish to have it there */
+    WRITE_QUEUED,  /* in the dirty list                    */
+    WRITE_FLYING,  /* the tier has it                      */
+    WRITE_FAILED,  /* the tier could not; flush tries again */
+};
+
+/* A value in RAM. Owned by the vault's lock, its bytes by who pinned it. */
+struct slot {
+    uint32_t first, blocks;   /* extent                                                     */
+    uint32_t entry;           /* CAIRN_ENTRY_NONE: detached, freed with its last pin        */
+    uint32_t parent, parent_gen;
+    uint32_t gen;             /* grows when the slot is freed                               */
+    uint32_t children;        /* resident slots that name this one as parent                */
+    uint32_t pins;            /* readers, leases, a device that still holds the memory      */
+    uint32_t leases;          /* of the pins                                                */
+    uint32_t value_len;
+    uint32_t prev, next;      /* free list, dirty list or flying list                       */
+    uint64_t version;
+    uint64_t ticket;          /* order in which writes were queued                          */
+    uint8_t state, write;
+    uint8_t cause;            /* of SLOT_FAILED                                             */
+    bool checked;             /* verified since it came into RAM                            */
+    bool in_policy;
+    bool waited;              /* somebody sleeps until loading ends                         */
+};
+
+struct slot_list {
+    uint32_t head, tail;
+};
+
+struct vault_op {
+    struct cairn_tier_op op;
+    struct cairn_vault *vault;
+    struct vault_op *next;
+    uint32_t slot;
+    uint32_t slot_gen;
+    bool done, abandoned;
+};
+
+/* Identities seen, newest last; a copy of what the tier keeps. */
+struct seen_identity {
+    void *canon;
+    uint32_t len;
+};
+
+struct vault_counters {
+    _Atomic uint64_t get_ram, get_disk, put_stored, put_existing, put_replaced, deleted;
+    _Atomic uint64_t get_bytes, put_bytes, lookups, lookup_keys, lookup_held;
+    _Atomic uint64_t evicted, evicted_bytes, forgotten, lost_writes;
+    _Atomic uint64_t miss[CAIRN_CAUSE_COUNT], refused[CAIRN_CAUSE_COUNT];
+    struct cairn_hist get_ram_ns, get_disk_ns, put_ns;
+};
+
+struct cairn_vault {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;      /* a load ended, a write ended, an op came back */
+    struct cairn_vault_opts o;
+    struct cairn_mapping arena;
+    uint32_t arena_blocks;
+    struct cairn_extents *extents;
+    struct cairn_index *index;
+    struct cairn_policy *policy;
+    struct slot *slots;
+    uint32_t slot_count;
+    size_t slot_bytes;
+    struct slot_list free, dirty, flying;
+    uint32_t *evict_list;        /* scratch of one allocation, under the lock */
+
+    struct cairn_tier *tier;     /* NULL: RAM only */
+    struct cairn_tier_host host;
+    struct vault_op *ops, *ops_free;
+    uint32_t ops_writing;
+    bool tier_off, closing, recovering, recover_overflow;
+    char off_why[160];
+
+    uint64_t version;            /* last one given out */
+    uint64_t ticket;             /* last one given out */
+    uint64_t value_max;
+    uint64_t dirty_blocks, filling_blocks, lease_blocks;
+    uint64_t lost_writes_flushed; /* lost_writes at the last flush that reported them */
+    uint32_t clock_hand;         /* of index eviction */
+    uint32_t failed_slots;
+    struct seen_identity seen[CAIRN_IDENT_SLOTS];
+    uint32_t seen_count;
+    uint64_t resident_bytes, resident_count;
+    struct vault_counters c;
+};
+
+static inline struct cairn_record_disk *slot_image(const struct cairn_vault *v,
+                                                   const struct slot *s)
+{
+    return (struct cairn_record_disk *)((char *)v->arena.base + (size_t)s->first * CAIRN_BLOCK);
+}
+
+static inline void *slot_value(const struct cairn_vault *v, const struct slot *s)
+{
+    return (char *)slot_image(v, s) + CAIRN_BLOCK;
+}
+
+static inline uint64_t key_hash(const uint8_t *key16)
+{
+    uint64_t h;
+    __builtin_memcpy(&h, key16, sizeof h);
+    return h;
+}
+
+/* store_room.c: all under the lock */
+uint32_t slot_number(const struct cairn_vault *v, const struct slot *s);
+void slot_list_push(struct cairn_vault *v, struct slot_list *l, uint32_t n);
+void slot_list_remove(struct cairn_vault *v, struct slot_list *l, uint32_t n);
+/* A slot with room for `blocks`, pinned once, in no list; evicts what must go. NULL = no room. */
+struct slot *room_take(struct cairn_vault *v, uint32_t blocks, bool for_put);
+void slot_pin(struct slot *s);
+void slot_unpin(struct cairn_vault *v, struct slot *s);
+/* Frees the slot if nobody needs it. */
+void slot_release(struct cairn_vault *v, struct slot *s);
+/* Cuts the slot from its entry; the memory goes with the last pin. */
+void slot_detach(struct cairn_vault *v, struct slot *s);
+void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight);
+void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32]);
+void slot_evict(struct cairn_vault *v, struct slot *s);
+bool slot_evictable(const struct slot *s);
+/* Removes an entry that has neither RAM nor disk copy. */
+void entry_drop_if_empty(struct cairn_vault *v, uint32_t id);
+/* A new entry for the key, dropping an old disk-only one if the index is full. */
+uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key);
+/* Forgets the disk copy: the record stays there but is not found again before a restart. */
+void entry_forget_disk(struct cairn_vault *v, uint32_t id);
+
+/* store_write.c */
+void write_queue(struct cairn_vault *v, struct slot *s);
+void write_pump(struct cairn_vault *v);
+void write_ahead(struct cairn_vault *v);
+struct vault_op *op_take(struct cairn_vault *v);
+void op_give(struct cairn_vault *v, struct vault_op *op);
+void vault_host(struct cairn_vault *v);
+/* Waits for `changed` until the deadline; false when it has passed. */
+bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
+
+/* store_get.c */
+/* Begins to read the entry's record into RAM; NULL and a cause if it cannot. */
+struct slot *load_begin(struct cairn_vault *v, uint32_t entry, const struct cairn_key *key,
+                        enum cairn_cause *cause);
+
+static inline void count_miss(struct cairn_vault *v, enum cairn_cause c)
+{
+    atomic_fetch_add_explicit(&v->c.miss[c], 1, memory_order_relaxed);
+}
+
+static inline void count_refused(struct cairn_vault *v, enum cairn_cause c)
+{
+    atomic_fetch_add_explicit(&v->c.refused[c], 1, memory_order_relaxed);
+}
+
+static inline void count(_Atomic uint64_t *c, uint64_t n)
+{
+    atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
+
+#endif

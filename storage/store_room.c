@@ -1,0 +1,268 @@
+#include <string.h>
+
+#include "storage/store_internal.h"
+
+uint32_t slot_number(const struct cairn_vault *v, const struct slot *s)
+{
+    return (uint32_t)(s - v->slots);
+}
+
+void slot_list_push(struct cairn_vault *v, struct slot_list *l, uint32_t n)
+{
+    struct slot *s = &v->slots[n];
+    s->prev = l->tail;
+    s->next = CAIRN_SLOT_NONE;
+    if (l->tail == CAIRN_SLOT_NONE)
+        l->head = n;
+    else
+        v->slots[l->tail].next = n;
+    l->tail = n;
+}
+
+void slot_list_remove(struct cairn_vault *v, struct slot_list *l, uint32_t n)
+{
+    struct slot *s = &v->slots[n];
+    if (s->prev == CAIRN_SLOT_NONE)
+        l->head = s->next;
+    else
+        v->slots[s->prev].next = s->next;
+    if (s->next == CAIRN_SLOT_NONE)
+        l->tail = s->prev;
+    else
+        v->slots[s->next].prev = s->prev;
+    s->prev = s->next = CAIRN_SLOT_NONE;
+}
+
+void slot_pin(struct slot *s)
+{
+    s->pins++;
+}
+
+void slot_unpin(struct cairn_vault *v, struct slot *s)
+{
+    s->pins--;
+    slot_release(v, s);
+}
+
+static void leave_policy(struct cairn_vault *v, struct slot *s, bool evicted)
+{
+    if (s->in_policy)
+        v->policy->ops->remove(v->policy, slot_number(v, s), evicted);
+    s->in_policy = false;
+}
+
+static void leave_parent(struct cairn_vault *v, struct slot *s)
+{
+    if (s->parent != CAIRN_SLOT_NONE && v->slots[s->parent].gen == s->parent_gen)
+        v->slots[s->parent].children--;
+    s->parent = CAIRN_SLOT_NONE;
+}
+
+void slot_release(struct cairn_vault *v, struct slot *s)
+{
+    if (s->pins || s->entry != CAIRN_ENTRY_NONE || s->state == SLOT_FREE ||
+        s->write == WRITE_FLYING)
+        return;
+    leave_policy(v, s, false);
+    leave_parent(v, s);
+    cairn_extent_free(v->extents, s->first);
+    s->state = SLOT_FREE;
+    s->gen++;
+    s->children = 0;
+    slot_list_push(v, &v->free, slot_number(v, s));
+}
+
+/* Ends the wish to write a slot that the tier has not taken yet. */
+static void unqueue(struct cairn_vault *v, struct slot *s)
+{
+    if (s->write == WRITE_QUEUED) {
+        slot_list_remove(v, &v->dirty, slot_number(v, s));
+        v->dirty_blocks -= s->blocks;
+        s->write = WRITE_CLEAN;
+    } else if (s->write == WRITE_FAILED) {
+        v->failed_slots--;
+        s->write = WRITE_CLEAN;
+    }
+}
+
+static void cut(struct cairn_vault *v, struct slot *s, bool evicted)
+{
+    if (s->entry != CAIRN_ENTRY_NONE)
+        cairn_index_entry(v->index, s->entry)->slot = CAIRN_SLOT_NONE;
+    s->entry = CAIRN_ENTRY_NONE;
+    unqueue(v, s);
+    leave_policy(v, s, evicted);
+    if (s->state == SLOT_RESIDENT) {
+        v->resident_bytes -= s->value_len;
+        v->resident_count--;
+    }
+    slot_release(v, s);
+}
+
+void slot_detach(struct cairn_vault *v, struct slot *s)
+{
+    cut(v, s, false);
+}
+
+void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight)
+{
+    const uint8_t *key = cairn_index_entry(v->index, s->entry)->key;
+    v->policy->ops->insert(v->policy, slot_number(v, s), key_hash(key), weight);
+    s->in_policy = true;
+}
+
+void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32])
+{
+    uint32_t id = cairn_index_find16(v->index, parent_key);
+    if (id == CAIRN_ENTRY_NONE || id == s->entry)
+        return;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    /* Its chain grows: worth carrying over when its segment is reclaimed. */
+    e->flags |= CAIRN_ENTRY_HIT;
+    if (e->slot == CAIRN_SLOT_NONE)
+        return;
+    s->parent = e->slot;
+    s->parent_gen = v->slots[e->slot].gen;
+    v->slots[e->slot].children++;
+}
+
+bool slot_evictable(const struct slot *s)
+{
+    return s->state == SLOT_RESIDENT && s->pins == 0 &&
+           (s->write == WRITE_CLEAN || s->write == WRITE_FAILED);
+}
+
+void entry_drop_if_empty(struct cairn_vault *v, uint32_t id)
+{
+    const struct cairn_entry *e = cairn_index_entry(v->index, id);
+    if (e->slot == CAIRN_SLOT_NONE && e->block == CAIRN_BLOCK_NONE)
+        cairn_index_remove(v->index, id);
+}
+
+void entry_forget_disk(struct cairn_vault *v, uint32_t id)
+{
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    if (e->block != CAIRN_BLOCK_NONE)
+        count(&v->c.forgotten, 1);
+    e->block = CAIRN_BLOCK_NONE;
+    entry_drop_if_empty(v, id);
+}
+
+void slot_evict(struct cairn_vault *v, struct slot *s)
+{
+    uint32_t id = s->entry;
+    count(&v->c.evicted, 1);
+    count(&v->c.evicted_bytes, s->value_len);
+    if (s->write == WRITE_FAILED)
+        count(&v->c.lost_writes, 1);
+    cut(v, s, true);
+    entry_drop_if_empty(v, id);
+}
+
+static bool usable_tail(void *arg, uint32_t n)
+{
+    const struct cairn_vault *v = arg;
+    return slot_evictable(&v->slots[n]) && v->slots[n].children == 0;
+}
+
+static bool usable_any(void *arg, uint32_t n)
+{
+    const struct cairn_vault *v = arg;
+    return slot_evictable(&v->slots[n]);
+}
+
+static uint64_t evict_cost(void *arg, uint32_t n)
+{
+    const struct cairn_vault *v = arg;
+    const struct slot *s = &v->slots[n];
+    if (!slot_evictable(s))
+        return UINT64_MAX;
+    return v->policy->ops->rank(v->policy, n);
+}
+
+/* A chain loses its tail before its head: a victim with resident children only if all have some. */
+static uint32_t pick_victim(struct cairn_vault *v)
+{
+    uint32_t n = v->policy->ops->victim(v->policy, usable_tail, v, 128);
+    if (n == CAIRN_SLOT_NONE)
+        n = v->policy->ops->victim(v->policy, usable_any, v, v->slot_count);
+    return n;
+}
+
+/* Frees a run of `blocks` around the policy's victim. */
+static bool evict_for(struct cairn_vault *v, uint32_t blocks)
+{
+    uint32_t victim = pick_victim(v), found = 0;
+    if (victim == CAIRN_SLOT_NONE)
+        return false;
+    bool window = cairn_extent_window(v->extents, v->slots[victim].first, blocks, evict_cost, v,
+                                      v->evict_list, VAULT_EVICT_MAX, &found);
+    if (!window) {
+        /* Pinned neighbours on both sides: this one's room alone, and on to the next victim. */
+        v->evict_list[0] = victim;
+        found = 1;
+    }
+    for (uint32_t i = 0; i < found; i++)
+        slot_evict(v, &v->slots[v->evict_list[i]]);
+    return true;
+}
+
+struct slot *room_take(struct cairn_vault *v, uint32_t blocks, bool for_put)
+{
+    uint64_t held = v->dirty_blocks + v->filling_blocks + v->lease_blocks;
+    uint64_t reserve = v->tier ? v->arena_blocks / 8 : 0; /* staging for gets from disk */
+    if (blocks > v->arena_blocks || (for_put && held + blocks + reserve > v->arena_blocks))
+        return NULL;
+    uint32_t n = v->free.head, first;
+    while (n == CAIRN_SLOT_NONE || (first = cairn_extent_alloc(v->extents, blocks, n)) ==
+                                       CAIRN_EXTENT_NONE) {
+        /* Without a free slot any one victim will do. */
+        if (!evict_for(v, n == CAIRN_SLOT_NONE ? 1 : blocks))
+            return NULL;
+        n = v->free.head;
+    }
+    slot_list_remove(v, &v->free, n);
+    struct slot *s = &v->slots[n];
+    uint32_t gen = s->gen;
+    *s = (struct slot){.first = first, .blocks = blocks, .gen = gen, .pins = 1,
+                       .entry = CAIRN_ENTRY_NONE, .parent = CAIRN_SLOT_NONE,
+                       .prev = CAIRN_SLOT_NONE, .next = CAIRN_SLOT_NONE, .state = SLOT_FILLING};
+    return s;
+}
+
+/* Second chance over the entries that only the disk holds. */
+static bool forget_one(struct cairn_vault *v)
+{
+    for (uint32_t seen = 0; seen < 2 * cairn_index_capacity(v->index); seen++) {
+        uint32_t id = cairn_index_next(v->index, v->clock_hand);
+        v->clock_hand = id == CAIRN_ENTRY_NONE ? 0 : id + 1;
+        if (id == CAIRN_ENTRY_NONE)
+            continue;
+        struct cairn_entry *e = cairn_index_entry(v->index, id);
+        if (e->flags & CAIRN_ENTRY_HIT) {
+            e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
+        } else if (e->slot == CAIRN_SLOT_NONE) {
+            entry_forget_disk(v, id);
+            return true;
+        }
+    }
+    return false;
+}
+
+uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key)
+{
+    uint32_t id = cairn_index_insert(v->index, key->bytes);
+    if (id != CAIRN_ENTRY_NONE)
+        return id;
+    if (!forget_one(v)) {
+        uint32_t victim = pick_victim(v);
+        if (victim == CAIRN_SLOT_NONE)
+            return CAIRN_ENTRY_NONE;
+        uint32_t old = v->slots[victim].entry;
+        bool on_disk = cairn_index_entry(v->index, old)->block != CAIRN_BLOCK_NONE;
+        slot_evict(v, &v->slots[victim]);
+        if (on_disk)
+            entry_forget_disk(v, old);
+    }
+    return cairn_index_insert(v->index, key->bytes);
+}

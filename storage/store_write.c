@@ -1,0 +1,425 @@
+/* From RAM to the tier: the queue of unwritten values, flush, and what the tier tells us. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "storage/store_internal.h"
+
+bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns)
+{
+    if (cairn_now_ns() >= deadline_ns)
+        return false;
+    /* Bounded naps, so that a lost wake-up costs a second and not the whole deadline. */
+    uint64_t nap = cairn_deadline_ns(CAIRN_NS_PER_S);
+    struct timespec t = cairn_timespec(nap < deadline_ns ? nap : deadline_ns);
+    pthread_cond_timedwait(&v->changed, &v->lock, &t);
+    return true;
+}
+
+struct vault_op *op_take(struct cairn_vault *v)
+{
+    struct vault_op *op = v->ops_free;
+    if (!op)
+        return NULL;
+    v->ops_free = op->next;
+    op->next = NULL;
+    op->done = op->abandoned = false;
+    op->slot = CAIRN_SLOT_NONE;
+    void (*done)(struct cairn_tier_op *) = op->op.done;
+    op->op = (struct cairn_tier_op){.done = done, .owner = op};
+    return op;
+}
+
+void op_give(struct cairn_vault *v, struct vault_op *op)
+{
+    op->next = v->ops_free;
+    v->ops_free = op;
+}
+
+void write_queue(struct cairn_vault *v, struct slot *s)
+{
+    if (s->write == WRITE_FAILED)
+        v->failed_slots--;
+    s->write = WRITE_QUEUED;
+    s->ticket = ++v->ticket;
+    v->dirty_blocks += s->blocks;
+    slot_list_push(v, &v->dirty, slot_number(v, s));
+}
+
+static void write_begin(struct cairn_vault *v, struct vault_op *op, struct slot *s)
+{
+    slot_list_remove(v, &v->dirty, slot_number(v, s));
+    op->slot = slot_number(v, s);
+    op->op.kind = CAIRN_TIER_STORE;
+    op->op.blocks = s->blocks;
+    op->op.image = slot_image(v, s);
+    op->op.value_len = s->value_len;
+    op->op.version = s->version;
+    memcpy(op->op.key.bytes, op->op.image->body.key, sizeof op->op.key.bytes);
+    op->op.deadline_ns = cairn_deadline_ns(4 * v->o.io_deadline_ns);
+    s->write = WRITE_FLYING;
+    v->ops_writing++;
+    slot_list_push(v, &v->flying, slot_number(v, s));
+}
+
+/* Ends a write, whatever came of it. */
+static void write_end(struct cairn_vault *v, struct slot *s, bool failed)
+{
+    slot_list_remove(v, &v->flying, slot_number(v, s));
+    v->ops_writing--;
+    v->dirty_blocks -= s->blocks;
+    s->write = WRITE_CLEAN;
+    if (failed && s->entry != CAIRN_ENTRY_NONE) {
+        s->write = WRITE_FAILED;
+        v->failed_slots++;
+    }
+}
+
+void write_pump(struct cairn_vault *v)
+{
+    while (v->dirty.head != CAIRN_SLOT_NONE && v->ops_writing < VAULT_OPS / 2 && !v->tier_off) {
+        struct vault_op *op = op_take(v);
+        if (!op)
+            return;
+        struct slot *s = &v->slots[v->dirty.head];
+        write_begin(v, op, s);
+        cairn_status st = v->tier->ops->submit(v->tier, &op->op);
+        if (st == CAIRN_OK)
+            continue;
+        write_end(v, s, true);
+        op_give(v, op);
+        slot_release(v, s);
+        pthread_cond_broadcast(&v->changed);
+    }
+}
+
+static bool unwritten(const struct cairn_vault *v, const struct slot *s)
+{
+    return s->state == SLOT_RESIDENT && s->entry != CAIRN_ENTRY_NONE &&
+           (s->write == WRITE_CLEAN || s->write == WRITE_FAILED) &&
+           cairn_index_entry(v->index, s->entry)->block == CAIRN_BLOCK_NONE &&
+           !(cairn_index_entry(v->index, s->entry)->flags & CAIRN_ENTRY_DYING);
+}
+
+/* With the on-evict policy a value is written when it is about to leave, and it leaves once it is
+ * written: `write_ahead` keeps an eighth of the arena in that state, so that a put finds victims. */
+static bool usable_unwritten(void *arg, uint32_t n)
+{
+    const struct cairn_vault *v = arg;
+    return v->slots[n].pins == 0 && unwritten(v, &v->slots[n]);
+}
+
+void write_ahead(struct cairn_vault *v)
+{
+    if (!v->tier || v->tier_off || v->o.write != CAIRN_WRITE_ON_EVICT)
+        return;
+    uint64_t target = v->arena_blocks / 8;
+    uint64_t spare = cairn_extents_free_blocks(v->extents) + v->dirty_blocks;
+    while (spare < target) {
+        uint32_t n = v->policy->ops->victim(v->policy, usable_unwritten, v, 256);
+        if (n == CAIRN_SLOT_NONE)
+            break;
+        write_queue(v, &v->slots[n]);
+        spare += v->slots[n].blocks;
+    }
+    write_pump(v);
+}
+
+/* --- what the tier tells --- */
+
+static void store_done(struct cairn_vault *v, struct vault_op *op, struct slot *s)
+{
+    cairn_status st = op->op.status;
+    write_end(v, s, st != CAIRN_OK && st != CAIRN_CANCELED);
+    if (op->op.image_lost)
+        slot_pin(s); /* until image_back */
+    if (st == CAIRN_OK && s->entry != CAIRN_ENTRY_NONE) {
+        struct cairn_entry *e = cairn_index_entry(v->index, s->entry);
+        e->block = op->op.block;
+        e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
+    }
+    slot_release(v, s);
+}
+
+static bool doubtful(enum cairn_cause c)
+{
+    return c == CAIRN_CAUSE_CHECKSUM || c == CAIRN_CAUSE_HEADER || c == CAIRN_CAUSE_KEY ||
+           c == CAIRN_CAUSE_LENGTH || c == CAIRN_CAUSE_VERSION;
+}
+
+static void load_failed(struct cairn_vault *v, struct vault_op *op, struct slot *s)
+{
+    s->state = SLOT_FAILED;
+    s->cause = (uint8_t)op->op.cause;
+    uint32_t id = s->entry;
+    if (id == CAIRN_ENTRY_NONE)
+        return;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    e->slot = CAIRN_SLOT_NONE;
+    s->entry = CAIRN_ENTRY_NONE;
+    if (doubtful(op->op.cause) && e->block == op->op.block)
+        entry_forget_disk(v, id);
+    else
+        entry_drop_if_empty(v, id);
+}
+
+static void load_done(struct cairn_vault *v, struct vault_op *op, struct slot *s)
+{
+    if (op->op.image_lost)
+        slot_pin(s);
+    if (op->op.status != CAIRN_OK) {
+        load_failed(v, op, s);
+    } else {
+        s->state = SLOT_RESIDENT;
+        s->checked = op->op.piece_count == 0;
+        if (s->entry != CAIRN_ENTRY_NONE) {
+            v->resident_bytes += s->value_len;
+            v->resident_count++;
+            slot_adopt(v, s, slot_image(v, s)->body.parent);
+            slot_enter_policy(v, s, s->blocks);
+        }
+    }
+    if (s->waited)
+        pthread_cond_broadcast(&v->changed);
+    slot_unpin(v, s);
+}
+
+static void op_done(struct cairn_tier_op *top)
+{
+    struct vault_op *op = top->owner;
+    struct cairn_vault *v = op->vault;
+    pthread_mutex_lock(&v->lock);
+    if (top->kind == CAIRN_TIER_STORE || top->kind == CAIRN_TIER_LOAD) {
+        struct slot *s = &v->slots[op->slot];
+        bool store = top->kind == CAIRN_TIER_STORE;
+        if (store)
+            store_done(v, op, s);
+        else
+            load_done(v, op, s);
+        op_give(v, op);
+        write_pump(v);
+        if (store || !v->ops_free->next)
+            pthread_cond_broadcast(&v->changed);
+    } else {
+        op->done = true;
+        if (op->abandoned)
+            op_give(v, op);
+        pthread_cond_broadcast(&v->changed);
+    }
+    pthread_mutex_unlock(&v->lock);
+}
+
+static bool host_still_wanted(void *arg, const struct cairn_tier_op *top)
+{
+    struct cairn_vault *v = arg;
+    const struct vault_op *op = top->owner;
+    pthread_mutex_lock(&v->lock);
+    const struct slot *s = &v->slots[op->slot];
+    bool wanted = s->entry != CAIRN_ENTRY_NONE &&
+                  !(cairn_index_entry(v->index, s->entry)->flags & CAIRN_ENTRY_DYING);
+    pthread_mutex_unlock(&v->lock);
+    return wanted;
+}
+
+/* Runs before any other thread knows the vault. */
+static bool host_recovered(void *arg, const struct cairn_summary_disk *r)
+{
+    struct cairn_vault *v = arg;
+    uint32_t id = cairn_index_find16(v->index, r->key);
+    if (id == CAIRN_ENTRY_NONE) {
+        /* Once something was left out, a new key could be an older version of it. */
+        if (v->recover_overflow)
+            return true;
+        id = cairn_index_insert(v->index, r->key);
+        if (id == CAIRN_ENTRY_NONE) {
+            v->recover_overflow = true;
+            count(&v->c.forgotten, 1);
+            return true;
+        }
+    } else if (cairn_index_entry(v->index, id)->version >= r->version) {
+        return true;
+    }
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    bool value = r->kind == CAIRN_RECORD_VALUE;
+    uint32_t side = value ? r->blocks - 1 - cairn_blocks(r->value_len) : 0;
+    e->version = r->version;
+    e->block = value ? r->block : CAIRN_BLOCK_NONE;
+    e->value_len = r->value_len;
+    e->space = r->space;
+    e->flags = (uint16_t)((value ? 0 : CAIRN_ENTRY_TOMB) |
+                          (r->expires_ns ? CAIRN_ENTRY_EXPIRES : 0) |
+                          (side << CAIRN_ENTRY_SIDE_SHIFT));
+    return true;
+}
+
+static uint32_t find_at(const struct cairn_vault *v, const struct cairn_summary_disk *r)
+{
+    uint32_t id = cairn_index_find16(v->index, r->key);
+    if (id == CAIRN_ENTRY_NONE || cairn_index_entry(v->index, id)->block != r->block)
+        return CAIRN_ENTRY_NONE;
+    return id;
+}
+
+static bool host_wanted(void *arg, const struct cairn_summary_disk *r)
+{
+    struct cairn_vault *v = arg;
+    pthread_mutex_lock(&v->lock);
+    uint32_t id = find_at(v, r);
+    bool wanted = false;
+    if (id != CAIRN_ENTRY_NONE) {
+        const struct cairn_entry *e = cairn_index_entry(v->index, id);
+        wanted = !(e->flags & CAIRN_ENTRY_DYING) &&
+                 ((e->flags & CAIRN_ENTRY_HIT) || e->slot != CAIRN_SLOT_NONE) &&
+                 (r->expires_ns == 0 || r->expires_ns > cairn_wall_ns());
+    }
+    pthread_mutex_unlock(&v->lock);
+    return wanted;
+}
+
+static void host_moved(void *arg, const struct cairn_summary_disk *r, uint32_t new_block)
+{
+    struct cairn_vault *v = arg;
+    pthread_mutex_lock(&v->lock);
+    uint32_t id = find_at(v, r);
+    if (id != CAIRN_ENTRY_NONE) {
+        cairn_index_entry(v->index, id)->block = new_block;
+        cairn_index_entry(v->index, id)->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
+    }
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t n)
+{
+    struct cairn_vault *v = arg;
+    pthread_mutex_lock(&v->lock);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t id = find_at(v, &r[i]);
+        if (id == CAIRN_ENTRY_NONE)
+            continue;
+        cairn_index_entry(v->index, id)->block = CAIRN_BLOCK_NONE;
+        entry_drop_if_empty(v, id);
+    }
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void host_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)
+{
+    struct cairn_vault *v = arg;
+    (void)blocks;
+    pthread_mutex_lock(&v->lock);
+    struct cairn_extent_run run;
+    uint32_t first = (uint32_t)(((char *)image - (char *)v->arena.base) / CAIRN_BLOCK);
+    if (cairn_extent_at(v->extents, first, &run) && run.used)
+        slot_unpin(v, &v->slots[run.owner]);
+    pthread_mutex_unlock(&v->lock);
+}
+
+static void host_turned_off(void *arg, const char *why)
+{
+    struct cairn_vault *v = arg;
+    pthread_mutex_lock(&v->lock);
+    v->tier_off = true;
+    snprintf(v->off_why, sizeof v->off_why, "%s", why);
+    /* What was to be written stays in RAM as long as there is room. */
+    while (v->dirty.head != CAIRN_SLOT_NONE) {
+        struct slot *s = &v->slots[v->dirty.head];
+        slot_list_remove(v, &v->dirty, v->dirty.head);
+        v->dirty_blocks -= s->blocks;
+        s->write = WRITE_FAILED;
+        v->failed_slots++;
+    }
+    pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+    cairn_log(CAIRN_LOG_ERROR, "disk tier off: %s", why);
+}
+
+void vault_host(struct cairn_vault *v)
+{
+    v->host = (struct cairn_tier_host){
+        .arg = v,
+        .still_wanted = host_still_wanted,
+        .recovered = host_recovered,
+        .wanted = host_wanted,
+        .moved = host_moved,
+        .reclaim = host_reclaim,
+        .image_back = host_image_back,
+        .turned_off = host_turned_off,
+    };
+    for (uint32_t i = 0; i < VAULT_OPS; i++) {
+        v->ops[i].vault = v;
+        v->ops[i].op.done = op_done;
+        op_give(v, &v->ops[i]);
+    }
+}
+
+/* --- flush --- */
+
+static uint64_t oldest_ticket(const struct cairn_vault *v)
+{
+    /* Both lists are in ticket order, and what flies was queued before what waits. */
+    if (v->flying.head != CAIRN_SLOT_NONE)
+        return v->slots[v->flying.head].ticket;
+    if (v->dirty.head != CAIRN_SLOT_NONE)
+        return v->slots[v->dirty.head].ticket;
+    return UINT64_MAX;
+}
+
+static void queue_unwritten(struct cairn_vault *v)
+{
+    for (uint32_t n = 0; n < v->slot_count; n++)
+        if (unwritten(v, &v->slots[n]))
+            write_queue(v, &v->slots[n]);
+    write_pump(v);
+}
+
+static cairn_status sync_tier(struct cairn_vault *v, uint64_t deadline_ns)
+{
+    struct vault_op *op;
+    while (!v->tier_off && !(op = op_take(v)))
+        if (!vault_wait(v, deadline_ns))
+            return CAIRN_TIMEOUT;
+    if (v->tier_off)
+        return CAIRN_IO;
+    op->op.kind = CAIRN_TIER_SYNC;
+    op->op.deadline_ns = deadline_ns;
+    cairn_status st = v->tier->ops->submit(v->tier, &op->op);
+    if (st) {
+        op_give(v, op);
+        return st;
+    }
+    while (!op->done && vault_wait(v, deadline_ns)) {
+    }
+    if (!op->done) {
+        op->abandoned = true;
+        return CAIRN_TIMEOUT;
+    }
+    st = op->op.status;
+    op_give(v, op);
+    return st;
+}
+
+cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns)
+{
+    if (!v->tier)
+        return CAIRN_UNSUPPORTED;
+    pthread_mutex_lock(&v->lock);
+    cairn_status st = v->tier_off ? CAIRN_IO : CAIRN_OK;
+    if (!st && (v->failed_slots || v->o.write != CAIRN_WRITE_THROUGH))
+        queue_unwritten(v);
+    uint64_t upto = v->ticket;
+    while (!st && oldest_ticket(v) <= upto) {
+        if (v->tier_off)
+            st = CAIRN_IO;
+        else if (!vault_wait(v, deadline_ns))
+            st = CAIRN_TIMEOUT;
+    }
+    if (!st)
+        st = sync_tier(v, deadline_ns);
+    uint64_t lost = atomic_load_explicit(&v->c.lost_writes, memory_order_relaxed);
+    if (!st && (v->failed_slots || lost != v->lost_writes_flushed))
+        st = CAIRN_IO;
+    v->lost_writes_flushed = lost;
+    pthread_mutex_unlock(&v->lock);
+    return st;
+}
