@@ -222,30 +222,28 @@ static uint32_t s3_victim(struct cairn_policy *p, bool (*usable)(void *arg, uint
             break;
         struct s3_node *n = &s->nodes[slot];
         bool may = usable(arg, slot);
-        bool again = n->queue == QUEUE_SMALL ? n->freq > 1 : n->freq > 0;
-        if (may && !again)
+        if (may && !n->freq)
             return slot;
         if (may && best == SLOT_OUT)
             best = slot;
+        /* Asked for again in the small queue: into the main one. There, each pass takes one off. */
+        bool promote = n->queue == QUEUE_SMALL && n->freq;
         if (n->queue == QUEUE_MAIN && n->freq)
             n->freq--;
-        else if (again)
-            n->freq = 0;
-        node_move(s, slot, again ? QUEUE_MAIN : n->queue);
+        node_move(s, slot, promote ? QUEUE_MAIN : n->queue);
     }
     return best;
 }
 
-/* Order: small queue but for what would be promoted, then the main queue by how often it would be
- * passed over. */
+/* By how many passes it would survive, then by age. */
 static uint64_t s3_rank(const struct cairn_policy *p, uint32_t slot)
 {
     const struct s3fifo *s = (const struct s3fifo *)p;
     if (!slot_in(s, slot))
         return 0;
     const struct s3_node *n = &s->nodes[slot];
-    uint64_t rounds = n->queue == QUEUE_MAIN ? 1u + n->freq : n->freq > 1 ? 2u : 0;
-    return rounds << 56 | (n->tick & (UINT64_MAX >> 8));
+    uint64_t passes = n->queue == QUEUE_MAIN || n->freq ? 1u + n->freq : 0;
+    return passes << 56 | (n->tick & (UINT64_MAX >> 8));
 }
 
 const struct cairn_policy_ops cairn_policy_s3fifo = {
