@@ -1,0 +1,268 @@
+/* Asynchronous calls: jobs for a few worker threads of the store, completions with an eventfd. */
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "connector/handle.h"
+
+#define QUEUE_JOBS 256u
+
+enum job_kind { JOB_GET, JOB_PUT };
+
+struct job {
+    struct cairn_queue *queue;
+    struct job *next;
+    enum job_kind kind;
+    struct cairn_get *gets;
+    struct cairn_put *puts;
+    size_t count;
+    uint64_t deadline_ns;
+    struct cairn_completion result;
+};
+
+struct job_list {
+    struct job *head, *tail;
+};
+
+struct cairn_pool {
+    struct cairn_store *store;
+    pthread_mutex_t lock;
+    pthread_cond_t work;
+    struct job_list waiting;
+    bool closing;
+    uint32_t thread_count;
+    pthread_t threads[];
+};
+
+struct cairn_queue {
+    struct cairn_store *store;
+    pthread_mutex_t lock;
+    pthread_cond_t done_changed;
+    int event_fd;
+    uint32_t running;         /* submitted and not completed  */
+    struct job *free;
+    struct job_list done;
+    struct job jobs[QUEUE_JOBS];
+};
+
+static void push(struct job_list *l, struct job *j)
+{
+    j->next = NULL;
+    if (l->tail)
+        l->tail->next = j;
+    else
+        l->head = j;
+    l->tail = j;
+}
+
+static struct job *pop(struct job_list *l)
+{
+    struct job *j = l->head;
+    if (j && !(l->head = j->next))
+        l->tail = NULL;
+    return j;
+}
+
+static size_t stored(const struct cairn_put *puts, size_t count)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++)
+        n += puts[i].status == CAIRN_OK || puts[i].status == CAIRN_EXISTS;
+    return n;
+}
+
+static void run_job(struct cairn_vault *v, struct job *j)
+{
+    struct cairn_queue *q = j->queue;
+    if (j->kind == JOB_GET) {
+        j->result.status = cairn_vault_get(v, j->gets, j->count, j->deadline_ns, &j->result.hits);
+    } else {
+        j->result.status = cairn_vault_put(v, j->puts, j->count, j->deadline_ns, NULL);
+        j->result.hits = stored(j->puts, j->count);
+    }
+    pthread_mutex_lock(&q->lock);
+    push(&q->done, j);
+    q->running--;
+    uint64_t one = 1;
+    if (write(q->event_fd, &one, sizeof one) < 0) {
+        /* Only a full counter refuses, and that is readable already. */
+    }
+    pthread_cond_broadcast(&q->done_changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+static void *worker(void *arg)
+{
+    struct cairn_pool *p = arg;
+    pthread_mutex_lock(&p->lock);
+    for (;;) {
+        struct job *j = pop(&p->waiting);
+        if (j) {
+            pthread_mutex_unlock(&p->lock);
+            run_job(p->store->vault, j);
+            pthread_mutex_lock(&p->lock);
+        } else if (p->closing) {
+            break;
+        } else {
+            pthread_cond_wait(&p->work, &p->lock);
+        }
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
+
+void cairn_pool_close(struct cairn_pool *p)
+{
+    if (!p)
+        return;
+    pthread_mutex_lock(&p->lock);
+    p->closing = true;
+    pthread_cond_broadcast(&p->work);
+    pthread_mutex_unlock(&p->lock);
+    for (uint32_t i = 0; i < p->thread_count; i++)
+        pthread_join(p->threads[i], NULL);
+    pthread_cond_destroy(&p->work);
+    pthread_mutex_destroy(&p->lock);
+    free(p);
+}
+
+static struct cairn_pool *pool_open(struct cairn_store *s)
+{
+    uint32_t n = (uint32_t)s->uri.workers;
+    struct cairn_pool *p = calloc(1, sizeof *p + n * sizeof p->threads[0]);
+    if (!p)
+        return NULL;
+    p->store = s;
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->work, NULL);
+    while (p->thread_count < n &&
+           pthread_create(&p->threads[p->thread_count], NULL, worker, p) == 0)
+        p->thread_count++;
+    if (p->thread_count == 0) {
+        cairn_pool_close(p);
+        return NULL;
+    }
+    return p;
+}
+
+static cairn_status want_pool(struct cairn_store *s)
+{
+    pthread_mutex_lock(&s->pool_lock);
+    if (!s->pool)
+        s->pool = pool_open(s);
+    cairn_status st = s->pool ? CAIRN_OK : CAIRN_NOMEM;
+    pthread_mutex_unlock(&s->pool_lock);
+    return st;
+}
+
+cairn_status cairn_queue_open(cairn_store *s, cairn_queue **ret)
+{
+    if (!cairn_handle_ours(s))
+        return CAIRN_STATE;
+    cairn_status st = want_pool(s);
+    if (st)
+        return st;
+    struct cairn_queue *q = calloc(1, sizeof *q);
+    if (!q)
+        return CAIRN_NOMEM;
+    q->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (q->event_fd < 0) {
+        free(q);
+        return CAIRN_NOMEM;
+    }
+    q->store = s;
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_condattr_t ca;
+    pthread_condattr_init(&ca);
+    pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->done_changed, &ca);
+    pthread_condattr_destroy(&ca);
+    for (uint32_t i = 0; i < QUEUE_JOBS; i++) {
+        q->jobs[i].next = q->free;
+        q->free = &q->jobs[i];
+    }
+    *ret = q;
+    return CAIRN_OK;
+}
+
+void cairn_queue_close(cairn_queue *q)
+{
+    if (!q || !cairn_handle_ours(q->store))
+        return;
+    /* Every job has a deadline of its own, so this ends. */
+    pthread_mutex_lock(&q->lock);
+    while (q->running)
+        pthread_cond_wait(&q->done_changed, &q->lock);
+    pthread_mutex_unlock(&q->lock);
+    close(q->event_fd);
+    pthread_cond_destroy(&q->done_changed);
+    pthread_mutex_destroy(&q->lock);
+    free(q);
+}
+
+int cairn_queue_fd(const cairn_queue *q)
+{
+    return q->event_fd;
+}
+
+static cairn_status submit(cairn_queue *q, struct job job, void *tag)
+{
+    if (!q || !cairn_handle_ours(q->store))
+        return CAIRN_STATE;
+    pthread_mutex_lock(&q->lock);
+    struct job *j = q->free;
+    if (j) {
+        q->free = j->next;
+        q->running++;
+    }
+    pthread_mutex_unlock(&q->lock);
+    if (!j)
+        return CAIRN_BUSY;
+    *j = job;
+    j->queue = q;
+    j->result.tag = tag;
+    struct cairn_pool *p = q->store->pool;
+    pthread_mutex_lock(&p->lock);
+    push(&p->waiting, j);
+    pthread_cond_signal(&p->work);
+    pthread_mutex_unlock(&p->lock);
+    return CAIRN_OK;
+}
+
+cairn_status cairn_submit_get(cairn_queue *q, struct cairn_get *gets, size_t count,
+                              uint64_t timeout_ns, void *tag)
+{
+    return submit(q, (struct job){.kind = JOB_GET, .gets = gets, .count = count,
+                                  .deadline_ns = cairn_deadline_ns(timeout_ns)}, tag);
+}
+
+cairn_status cairn_submit_put(cairn_queue *q, struct cairn_put *puts, size_t count,
+                              uint64_t timeout_ns, void *tag)
+{
+    return submit(q, (struct job){.kind = JOB_PUT, .puts = puts, .count = count,
+                                  .deadline_ns = cairn_deadline_ns(timeout_ns)}, tag);
+}
+
+size_t cairn_poll(cairn_queue *q, struct cairn_completion *out, size_t cap, uint64_t timeout_ns)
+{
+    if (!q || !cairn_handle_ours(q->store))
+        return 0;
+    uint64_t deadline = cairn_deadline_ns(timeout_ns), counted;
+    struct timespec t = cairn_timespec(deadline);
+    size_t n = 0;
+    pthread_mutex_lock(&q->lock);
+    while (!q->done.head && q->running && cairn_now_ns() < deadline)
+        pthread_cond_timedwait(&q->done_changed, &q->lock, &t);
+    for (struct job *j; n < cap && (j = pop(&q->done));) {
+        out[n++] = j->result;
+        j->next = q->free;
+        q->free = j;
+    }
+    /* Readable exactly while completions wait. */
+    if (!q->done.head && read(q->event_fd, &counted, sizeof counted) < 0) {
+        /* Nothing was signalled. */
+    }
+    pthread_mutex_unlock(&q->lock);
+    return n;
+}
