@@ -1,0 +1,84 @@
+"""Addresses of caller memory, without copying it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import _native
+from .errors import InvalidError
+
+
+def _of_tensor(tensor: Any, what: str) -> tuple[int, int]:
+    """A torch tensor, of any dtype (bfloat16 has no numpy twin), by its own word."""
+    if tensor.device.type != "cpu":
+        raise InvalidError(f"{what} is a tensor on {tensor.device}; only host memory is taken")
+    if not tensor.is_contiguous():
+        raise InvalidError(f"{what} is a tensor that is not contiguous")
+    return tensor.data_ptr(), tensor.numel() * tensor.element_size()
+
+
+def _of_buffer(buffer: Any, what: str, writable: bool) -> tuple[int, int, Any]:
+    if isinstance(buffer, np.ndarray):
+        if not buffer.flags.c_contiguous:
+            raise InvalidError(f"{what} is an array that is not contiguous")
+        if buffer.dtype.hasobject:
+            raise InvalidError(f"{what} is an array of Python objects")
+        view, size, read_only = buffer, buffer.nbytes, not buffer.flags.writeable
+    else:
+        try:
+            held = memoryview(buffer)
+        except TypeError:
+            raise TypeError(f"{what} is a {type(buffer).__name__}; give a contiguous buffer: bytes, "
+                            "bytearray, memoryview, a numpy array or a torch tensor") from None
+        if not held.c_contiguous:
+            raise InvalidError(f"{what} is a memoryview that is not contiguous")
+        size, read_only = held.nbytes, held.readonly
+        view = np.frombuffer(held, np.uint8) if size else None
+    if writable and read_only:
+        raise InvalidError(f"{what} is read-only; give a writable buffer")
+    return (view.__array_interface__["data"][0] if view is not None else 0), size, view
+
+
+def runs(values: Any, what: str, writable: bool) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """The scatter/gather lists of a batch, one after another: (iov, runs a value, what to keep
+    alive while they are used)."""
+    rows: list[tuple[int, int]] = []
+    counts: list[int] = []
+    keep: list[Any] = []
+    if isinstance(values, (bytes, bytearray, memoryview, str)) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{what} is a {type(values).__name__}; give a list with one entry a key")
+    for i, value in enumerate(values):
+        parts = value if isinstance(value, (list, tuple)) else (value,)
+        before = len(rows)
+        for j, part in enumerate(parts):
+            name = f"{what}[{i}]" if parts is not value else f"{what}[{i}][{j}]"
+            if hasattr(part, "data_ptr") and hasattr(part, "element_size"):
+                base, size = _of_tensor(part, name)
+            else:
+                base, size, view = _of_buffer(part, name, writable)
+                keep.append(view)
+            if size:
+                rows.append((base, size))
+        if len(rows) == before:
+            raise InvalidError(f"{what}[{i}] has no bytes; a value has at least one")
+        counts.append(len(rows) - before)
+        keep.append(value)
+    iov = np.array(rows, np.uint64).reshape(-1, 2)
+    return iov, np.array(counts, np.uint32), keep
+
+
+def spread(batch: np.ndarray, iov: np.ndarray, counts: np.ndarray) -> None:
+    """Points each row of a PUT or GET array at its part of one iov array."""
+    first = np.zeros(len(counts), np.uint64)
+    np.cumsum(counts[:-1], out=first[1:])
+    batch["iov"] = iov.ctypes.data + _native.IOV.itemsize * first
+    batch["count"] = counts
+
+
+def value_bytes(iov: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Bytes of each value."""
+    ends = np.cumsum(counts)
+    total = np.concatenate(([0], np.cumsum(iov[:, 1])))
+    return total[ends] - total[ends - counts]

@@ -1,0 +1,387 @@
+"""The store: put, get, leases, durability, and what it says about itself."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+import threading
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+
+from . import _native
+from .buffers import runs, spread, value_bytes
+from .errors import InvalidError, MissError, StateError, TooBigError, error
+from .identity import Identity, key_array
+
+FLUSH_TIMEOUT = 600.0
+# What makes a whole call wrong, unlike what happens to one value of it.
+_CALL_ERRORS = (_native.INVAL, _native.STATE)
+
+
+class _Pin:
+    """One native lease. It lives as long as the Lease or any view of its memory."""
+
+    def __init__(self, store: Store, handle: int) -> None:
+        self.store = store
+        self.handle = handle
+        store._pins += 1
+
+    def __del__(self) -> None:
+        self.store._unpin(self.handle)
+
+
+class Lease:
+    """The leading keys of a list that are held, pinned in RAM and verified. `len` says how many;
+    `lease[i]` is value i as a read-only memoryview of the store's own memory.
+
+    release() gives the memory back, or, where views (or arrays made of them) are still in use, lets
+    the last of them do so."""
+
+    def __init__(self, store: Store, handle: int | None, held: int) -> None:
+        self._pin = _Pin(store, handle) if handle is not None else None
+        self._held = held
+
+    def __len__(self) -> int:
+        return self._held
+
+    def _live(self) -> _Pin:
+        if self._pin is None:
+            raise StateError("the lease is released, or nothing of it was held")
+        return self._pin
+
+    def __getitem__(self, i: int) -> memoryview:
+        if not -self._held <= i < self._held:
+            raise IndexError(f"the lease holds {self._held} values")
+        pin = self._live()
+        at, size = ctypes.c_void_p(), ctypes.c_uint64()
+        with pin.store._call():
+            _native.check(_native.lib().cairn_lease_view(
+                pin.handle, i % self._held, ctypes.byref(at), ctypes.byref(size)), "lease")
+        memory = (ctypes.c_ubyte * size.value).from_address(at.value or 0)
+        memory._pin = pin  # the views of this array keep it, and so the pin, alive
+        return memoryview(memory).cast("B").toreadonly()
+
+    def renew(self, ttl: float) -> None:
+        """Lets it last ttl seconds from now."""
+        pin = self._live()
+        with pin.store._call():
+            _native.check(_native.lib().cairn_lease_renew(
+                pin.handle, _native.timeout_ns(ttl, 0)), "lease")
+
+    def release(self) -> None:
+        self._pin = None
+        self._held = 0
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Store:
+    """An open store; cairn.open makes it. Safe to use from many threads. Timeouts are seconds; None
+    is the store's own (30 s unless open was told otherwise)."""
+
+    def __init__(self, uri: str, *, timeout: float = 30.0) -> None:
+        self._handle: int | None = None
+        self._session: int | None = None
+        self._pid = os.getpid()
+        self._lock = threading.Condition()
+        self._calls = 0
+        self._pins = 0
+        self._noted: set[bytes] = set()
+        self._timeout = timeout
+        self.uri = uri
+        if not isinstance(uri, str):
+            raise TypeError(f"the URI is a {type(uri).__name__}; give a str")
+        handle = ctypes.c_void_p()
+        why = ctypes.create_string_buffer(1024)
+        status = _native.lib().cairn_open(uri.encode(), ctypes.byref(handle), why, len(why))
+        if status < 0:
+            raise error(status, why.value.decode(errors="replace") or f"{uri} could not be opened")
+        self._handle = handle.value
+        self.value_max = int(_native.lib().cairn_value_max(handle))
+
+    @contextlib.contextmanager
+    def _call(self) -> Iterator[int]:
+        """Entry of every call: close() waits for those that are inside."""
+        if os.getpid() != self._pid:
+            raise StateError("the store was opened before fork; open one in this process")
+        with self._lock:
+            if self._handle is None:
+                raise StateError("the store is closed")
+            self._calls += 1
+        try:
+            yield self._handle
+        finally:
+            with self._lock:
+                self._calls -= 1
+                self._lock.notify_all()
+
+    def _unpin(self, handle: int) -> None:
+        if os.getpid() != self._pid:
+            return
+        _native.lib().cairn_lease_release(handle)
+        with self._lock:
+            self._pins -= 1
+
+    def _fingerprint(self, handle: int, keys: Any, identity: Identity | None) -> bytes | None:
+        identity = identity or getattr(keys, "identity", None)
+        if identity is None:
+            return None
+        if identity.fingerprint not in self._noted:
+            self._note(handle, identity)
+        return identity.fingerprint
+
+    def _note(self, handle: int, identity: Identity) -> None:
+        status = _native.lib().cairn_note_identity(handle, identity._handle)
+        if status in _CALL_ERRORS:
+            _native.check(status, "note")
+        self._noted.add(identity.fingerprint)
+
+    def note(self, identity: Identity) -> None:
+        """Makes the store remember an identity for why(). Keys of cairn.keys do it by themselves."""
+        with self._call() as handle:
+            self._note(handle, identity)
+
+    def put(self, keys: Any, values: Sequence[Any], parent: bytes | None = None,
+            replace: bool = False, *, expires: float | None = None,
+            side: Sequence[bytes | None] | None = None, identity: Identity | None = None,
+            timeout: float | None = None) -> list[bool]:
+        """Puts values under keys, a chain with its head first. A value is one contiguous buffer or a
+        list of buffers to gather. True = the whole value is visible in RAM now; False = not stored,
+        and stats() counts why. A held key keeps its bytes (and is True) unless replace.
+
+        parent: key before keys[0]. expires: wall-clock time (time.time()). side: typed side records
+        a value.
+        """
+        array = key_array(keys)
+        iov, counts, keep = runs(values, "values", False)
+        if len(counts) != len(array):
+            raise InvalidError(f"{len(array)} keys and {len(counts)} values")
+        sizes = value_bytes(iov, counts)
+        if len(sizes) and int(sizes.max()) > self.value_max:
+            raise TooBigError(f"values[{int(sizes.argmax())}] has {int(sizes.max())} bytes; "
+                              f"the largest this store takes is {self.value_max}")
+        if parent is None:
+            parent = getattr(keys, "parent", None)
+        records = _side_records(side, len(array))
+        status = self.put_runs(array, iov, counts, parent=parent, replace=replace,
+                               expires=expires, side=records, timeout=timeout,
+                               identity=identity or getattr(keys, "identity", None))
+        del keep
+        return [s in (_native.OK, _native.EXISTS) for s in status.tolist()]
+
+    def put_runs(self, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
+                 parent: bytes | None = None, parents: np.ndarray | None = None,
+                 replace: bool = False, expires: float | None = None,
+                 side: list[bytes] | None = None, identity: Identity | None = None,
+                 timeout: float | None = None) -> np.ndarray:
+        """put for callers that know their memory: keys (n, 32) uint8; iov (m, 2) uint64, the address
+        and length of each run, the runs of a value one after another; counts (n,) uint32, runs a
+        value; parents (n, 32) where the keys are not one chain. Returns the status of each key. The
+        memory must stay as it is until this returns; nothing of it is checked here."""
+        n = len(keys)
+        batch = np.zeros(n, _native.PUT)
+        if n == 0:
+            return batch["status"]
+        batch["key"] = keys
+        if parents is not None:
+            batch["parent"] = parents
+        else:
+            batch["parent"][1:] = keys[:-1]
+            if parent is not None:
+                batch["parent"][0] = key_array([parent], "parent")[0]
+        iov = np.ascontiguousarray(iov, np.uint64)
+        spread(batch, iov, np.asarray(counts))
+        batch["flags"] = _native.PUT_REPLACE if replace else 0
+        if expires is not None:
+            if not expires > 0:
+                raise InvalidError(f"expires is {expires}; give a time after 1970")
+            batch["expires_ns"] = int(expires * 1e9)
+        if side is not None:
+            batch["side"] = [ctypes.cast(s, ctypes.c_void_p).value if s else 0 for s in side]
+            batch["side_len"] = [len(s) for s in side]
+        batch["status"] = _native.MISS
+        limit = _native.timeout_ns(timeout, self._timeout)
+        with self._call() as handle:
+            print_ = self._fingerprint(handle, None, identity)
+            batch["fingerprint"] = ctypes.cast(print_, ctypes.c_void_p).value if print_ else 0
+            status = _native.lib().cairn_put(handle, batch.ctypes.data, n, limit)
+        if status in _CALL_ERRORS:
+            _native.check(status, "put")
+        return batch["status"]
+
+    def get(self, keys: Any, outs: Sequence[Any], *, offsets: int | Sequence[int] | None = None,
+            identity: Identity | None = None, timeout: float | None = None) -> list[bool]:
+        """Gets values into outs: an out is one writable buffer, or a list to scatter into, of the
+        value's size. True = exactly the bytes that were put, checked; False = a miss (what is in
+        that out is unspecified), and stats() counts why.
+
+        offsets: read ranges instead: outs[i] takes as many bytes as it has, from that offset on.
+        """
+        array = key_array(keys)
+        iov, counts, keep = runs(outs, "outs", True)
+        if len(counts) != len(array):
+            raise InvalidError(f"{len(array)} keys and {len(counts)} outs")
+        status = self.get_runs(array, iov, counts, offsets=offsets, timeout=timeout,
+                               identity=identity or getattr(keys, "identity", None))
+        del keep
+        return [s == _native.OK for s in status.tolist()]
+
+    def get_runs(self, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
+                 offsets: Any = None, identity: Identity | None = None,
+                 timeout: float | None = None) -> np.ndarray:
+        """get for callers that know their memory; as put_runs."""
+        n = len(keys)
+        batch = np.zeros(n, _native.GET)
+        if n == 0:
+            return batch["status"]
+        batch["key"] = keys
+        iov = np.ascontiguousarray(iov, np.uint64)
+        spread(batch, iov, np.asarray(counts))
+        if offsets is not None:
+            starts = np.asarray(offsets)
+            if starts.dtype.kind not in "iu" or (starts < 0).any() or starts.shape not in ((), (n,)):
+                raise InvalidError("offsets is one number of bytes, or a list with one a key")
+            batch["offset"] = starts
+            batch["flags"] = _native.GET_RANGE
+        batch["status"] = _native.MISS
+        limit = _native.timeout_ns(timeout, self._timeout)
+        with self._call() as handle:
+            print_ = self._fingerprint(handle, None, identity)
+            batch["fingerprint"] = ctypes.cast(print_, ctypes.c_void_p).value if print_ else 0
+            status = _native.lib().cairn_get(handle, batch.ctypes.data, n, limit, None)
+        if status in _CALL_ERRORS:
+            _native.check(status, "get")
+        return batch["status"]
+
+    def lookup(self, keys: Any) -> int:
+        """How many keys from the start are held. A hint: only a get or a lease is a hit."""
+        array = key_array(keys)
+        with self._call() as handle:
+            self._fingerprint(handle, keys, None)
+            return int(_native.lib().cairn_lookup(handle, array.ctypes.data, len(array)))
+
+    def size(self, key: bytes) -> int | None:
+        """Bytes of a held value, or None. A hint."""
+        array = key_array([key], "key")
+        with self._call() as handle:
+            return int(_native.lib().cairn_value_len(handle, array.ctypes.data)) or None
+
+    def delete(self, keys: Any, *, timeout: float | None = None) -> list[bool]:
+        """Deletes; True = it was held, and it never comes back."""
+        array = key_array(keys)
+        results = np.full(len(array), _native.MISS, np.int32)
+        with self._call() as handle:
+            status = _native.lib().cairn_delete(
+                handle, array.ctypes.data, len(array), _native.timeout_ns(timeout, self._timeout),
+                results.ctypes.data)
+        if status < 0 and status != _native.MISS:
+            _native.check(status, "delete")
+        return [s == _native.OK for s in results.tolist()]
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Returns when every put accepted before it is durable. None waits up to 600 s."""
+        with self._call() as handle:
+            _native.check(_native.lib().cairn_flush(
+                handle, _native.timeout_ns(timeout, FLUSH_TIMEOUT)), "flush")
+
+    def lease(self, keys: Any, *, ttl: float = 60.0, timeout: float | None = None) -> Lease:
+        """Pins the leading keys that are held, for ttl seconds if no view is taken."""
+        array = key_array(keys)
+        taken, held = ctypes.c_void_p(), ctypes.c_size_t()
+        with self._call() as handle:
+            self._fingerprint(handle, keys, None)
+            with self._lock:
+                if self._session is None:
+                    session = ctypes.c_void_p()
+                    _native.check(_native.lib().cairn_session_open(
+                        handle, ctypes.byref(session)), "lease")
+                    self._session = session.value
+            status = _native.lib().cairn_lease_take(
+                self._session, array.ctypes.data, len(array), _native.timeout_ns(ttl, 0),
+                _native.timeout_ns(timeout, self._timeout), ctypes.byref(taken),
+                ctypes.byref(held))
+            if status == MissError.status:
+                return Lease(self, None, 0)
+            _native.check(status, "lease")
+            return Lease(self, taken.value, held.value)
+
+    def why(self, identity: Identity) -> dict[str, Any]:
+        """Why an identity never hits: the nearest one the store has seen, and what differs."""
+        with self._call() as handle:
+            found = _native.text(lambda out, size: _native.lib().cairn_why(
+                handle, identity._handle, out, size))
+        answer: dict[str, Any] = json.loads(found)
+        return answer
+
+    def stats(self) -> dict[str, Any]:
+        """All statistics."""
+        with self._call() as handle:
+            found = _native.text(lambda out, size: _native.lib().cairn_stats(handle, out, size))
+        answer: dict[str, Any] = json.loads(found)
+        return answer
+
+    def close(self) -> None:
+        """Waits for calls in other threads, then closes. Closing twice is fine."""
+        if os.getpid() != self._pid:
+            self._handle = None
+            return
+        with self._lock:
+            if self._handle is None:
+                return
+            if self._pins:
+                raise StateError(f"{self._pins} leases are in use; release them and drop their "
+                                 "views, then close")
+            handle, self._handle = self._handle, None
+            while self._calls:
+                self._lock.wait()
+        if self._session is not None:
+            _native.lib().cairn_session_close(self._session)
+        _native.lib().cairn_close(handle)
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None and not self._pins:
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"<cairn.Store {self.uri!r}{' closed' if self._handle is None else ''}>"
+
+
+def _side_records(side: Sequence[bytes | None] | None, count: int) -> list[bytes] | None:
+    if side is None:
+        return None
+    if len(side) != count:
+        raise InvalidError(f"{count} keys and {len(side)} side records")
+    return [bytes(s or b"") for s in side]
+
+
+def open(uri: str, *, timeout: float = 30.0) -> Store:
+    """Opens a store: "embedded:///folder?ram=1GiB&disk=8GiB", or "embedded:?ram=1GiB" without a
+    disk. cairn.options_help() lists the options. timeout: seconds that put, get, lease and delete
+    wait at most, where they are not told otherwise."""
+    return Store(uri, timeout=timeout)
+
+
+def options_help() -> str:
+    """The options of a URI, a line each."""
+    return str(_native.lib().cairn_options_help().decode())
+
+
+def features(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """What this machine gives (huge pages, io_uring, ...), and the file system that path is on."""
+    name = None if path is None else os.fsencode(path)
+    found = _native.text(lambda out, size: _native.lib().cairn_features(name, out, size))
+    answer: dict[str, Any] = json.loads(found)
+    return answer
