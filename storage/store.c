@@ -11,7 +11,7 @@
 
 static uint32_t default_entries(const struct cairn_vault_opts *o)
 {
-    uint64_t n = o->disk_bytes / 65536 + o->ram_bytes / 16384;
+    uint64_t n = o->disk_bytes / 65536 + o->ram_bytes / (2 * CAIRN_BLOCK);
     return n < 4096 ? 4096 : n > UINT32_MAX / 4 ? UINT32_MAX / 4 : (uint32_t)n;
 }
 
