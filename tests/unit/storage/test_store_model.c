@@ -1,0 +1,598 @@
+/* Random operations on the store against a plain model in memory. Every byte read is checked.
+ *
+ * The model keeps, for each key, the one generation that a hit may show. A miss is always allowed
+ * but where nothing can have dropped the value: right after its put, and after a flush while too
+ * little was appended to have reclaimed it. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "tests/helpers/rig.h"
+
+#define KEYS 160u
+#define BATCH 8u
+#define VALUE_LARGEST (200u * 1024u)
+#define SIDE_LARGEST 3000u
+#define PINS 4u
+
+struct state {
+    uint64_t gen;          /* current generation, 0 = none                              */
+    uint64_t last;         /* last generation used for this key                         */
+    uint64_t expires_ns;   /* wall clock                                                */
+    uint64_t appended;     /* model.appended when it was put                            */
+    uint32_t len, side;
+    bool durable;          /* a flush has succeeded since                               */
+    bool maybe;            /* a call failed half way: it may also be gone               */
+    bool named;            /* put with its fingerprint                                  */
+};
+
+struct held {
+    struct cairn_pin pins[BATCH];
+    uint64_t id[BATCH], gen[BATCH];
+    size_t count;
+};
+
+struct model {
+    struct rig r;
+    struct state keys[KEYS];
+    uint64_t op;
+    uint64_t appended;     /* bytes of records at least this many                       */
+    struct held held[PINS];
+    uint8_t *in[BATCH], *out[BATCH], side[SIDE_LARGEST];
+    bool dying;            /* the power may have gone: calls may fail                   */
+    uint64_t cuts;
+    uint64_t puts, stored, hits, misses, sure_hits, reopened, ranges, pinned, expired, deleted;
+};
+
+#define FAIL(m, ...) \
+    (fprintf(stderr, "op %llu: ", (unsigned long long)(m)->op), rig_fail(&(m)->r, __VA_ARGS__))
+
+static struct cairn_key key_of(uint64_t id)
+{
+    struct cairn_key k;
+
+    value_key(id, k.bytes);
+    return k;
+}
+
+static uint64_t deadline(void)
+{
+    return cairn_now_ns() + RIG_PATIENCE;
+}
+
+/* Forgets what has expired. Called before an operation: what expires during it may go either way. */
+static void settle_expiry(struct model *m)
+{
+    uint64_t now = cairn_wall_ns();
+
+    for (size_t i = 0; i < KEYS; i++) {
+        struct state *k = &m->keys[i];
+
+        if (k->gen && k->expires_ns && now > k->expires_ns) {
+            k->gen = 0;
+            m->expired++;
+        }
+    }
+}
+
+static uint32_t random_len(struct rng *r)
+{
+    switch (rng_below(r, 5)) {
+    case 0: return 1 + (uint32_t)rng_below(r, 100);
+    case 1: return 4096 * (1 + (uint32_t)rng_below(r, 8));
+    case 2: return 4095 + (uint32_t)rng_below(r, 3);
+    default: return 1 + (uint32_t)rng_below(r, VALUE_LARGEST);
+    }
+}
+
+/* Can this key have been dropped by nobody? Reclaim takes the oldest segment; each loses at most
+ * one value and its footer at the end, and reinsertion adds its share. */
+static bool must_be_held(const struct model *m, const struct state *k)
+{
+    uint64_t since = m->appended - k->appended;
+
+    if (!k->gen || !k->durable || k->maybe || k->expires_ns || !m->r.o.disk_bytes)
+        return false;
+    return since * 16 / 10 + (6u << 20) < m->r.o.disk_bytes;
+}
+
+/* ---- put ---- */
+
+struct putting {
+    uint64_t id[BATCH], gen[BATCH];
+    struct cairn_put puts[BATCH];
+    struct cairn_iov iov[BATCH][3];
+    size_t count;
+};
+
+/* Splits the value over one to three runs. */
+static void gather(struct model *m, struct putting *p, size_t i, uint32_t len)
+{
+    struct rng *r = &m->r.rng;
+    uint32_t parts = len >= 3 ? 1 + (uint32_t)rng_below(r, 3) : 1;
+    uint32_t at = 0;
+
+    for (uint32_t n = 0; n < parts; n++) {
+        uint32_t left = len - at, take = left;
+
+        if (n + 1 < parts)
+            take = 1 + (uint32_t)rng_below(r, left - (parts - n - 1));
+        p->iov[i][n] = (struct cairn_iov){.base = m->in[i] + at, .len = take};
+        at += take;
+    }
+    p->puts[i].value = (struct cairn_sgl){.iov = p->iov[i], .count = parts};
+}
+
+static void prepare_put(struct model *m, struct putting *p, size_t i, uint64_t id, bool replace)
+{
+    struct rng *r = &m->r.rng;
+    struct state *k = &m->keys[id];
+    uint32_t len = random_len(r);
+    struct cairn_put *put = &p->puts[i];
+
+    p->id[i] = id;
+    p->gen[i] = ++k->last;
+    *put = (struct cairn_put){.key = key_of(id), .flags = replace ? CAIRN_PUT_REPLACE : 0};
+    value_fill(m->in[i], id, p->gen[i], 0, len);
+    gather(m, p, i, len);
+    if (id % 16)
+        put->parent = key_of(id - 1);
+    if (rng_one_in(r, 4)) {
+        put->side = m->side;
+        put->side_len = 1 + (uint32_t)rng_below(r, SIDE_LARGEST);
+    }
+    if (rng_one_in(r, 20))
+        put->expires_ns = cairn_wall_ns() + (rng_one_in(r, 2) ? 1000000 : 3600 * RIG_SECOND);
+    if (rng_one_in(r, 3))
+        put->fingerprint = put->key.bytes;
+}
+
+static uint32_t put_len(const struct cairn_put *put)
+{
+    uint32_t len = 0;
+
+    for (uint32_t i = 0; i < put->value.count; i++)
+        len += (uint32_t)put->value.iov[i].len;
+    return len;
+}
+
+static void put_done(struct model *m, const struct putting *p, size_t i)
+{
+    const struct cairn_put *put = &p->puts[i];
+    struct state *k = &m->keys[p->id[i]];
+
+    m->puts++;
+    if (put->status == CAIRN_EXISTS) {
+        if (put->flags & CAIRN_PUT_REPLACE)
+            FAIL(m, "put of key %llu with replace says it exists", (unsigned long long)p->id[i]);
+        if (!k->gen)
+            FAIL(m, "put of key %llu says it exists, but it does not",
+                 (unsigned long long)p->id[i]);
+        m->stored++;
+        return;
+    }
+    if (put->status != CAIRN_OK) {
+        if (put->status != CAIRN_NOSPACE && put->status != CAIRN_BUSY && !m->dying)
+            FAIL(m, "put of key %llu: status %d cause %d", (unsigned long long)p->id[i],
+                 put->status, put->cause);
+        if (put->flags & CAIRN_PUT_REPLACE)
+            k->maybe = true;
+        return;
+    }
+    if (must_be_held(m, k) && !m->dying && !(put->flags & CAIRN_PUT_REPLACE))
+        FAIL(m, "put of durable key %llu stored again: its first bytes are gone",
+             (unsigned long long)p->id[i]);
+    m->stored++;
+    m->appended += ((uint64_t)cairn_record_blocks(put_len(put), put->side_len) + 1) * CAIRN_BLOCK;
+    k->gen = p->gen[i];
+    k->len = put_len(put);
+    k->side = put->side_len;
+    k->expires_ns = put->expires_ns;
+    k->appended = m->appended;
+    k->named = put->fingerprint != NULL;
+    k->durable = k->maybe = false;
+}
+
+/* ---- get ---- */
+
+static void check_bytes(struct model *m, uint64_t id, const void *data, uint64_t off, size_t len)
+{
+    const struct state *k = &m->keys[id];
+    size_t bad = value_check(data, id, k->gen, off, len);
+
+    if (bad < len)
+        FAIL(m, "wrong byte %zu of key %llu generation %llu (%zu bytes from %llu): shows "
+                "generation %llu",
+             bad, (unsigned long long)id, (unsigned long long)k->gen, len, (unsigned long long)off,
+             (unsigned long long)value_generation(data, len, id));
+}
+
+static void get_done(struct model *m, uint64_t id, const struct cairn_get *g, size_t len,
+                     const void *data)
+{
+    struct state *k = &m->keys[id];
+
+    if (g->status == CAIRN_OK) {
+        if (!k->gen)
+            FAIL(m, "hit of key %llu, which is deleted, expired or never was",
+                 (unsigned long long)id);
+        check_bytes(m, id, data, g->offset, len);
+        m->hits++;
+        k->maybe = false;
+        return;
+    }
+    m->misses++;
+    if (m->dying)
+        return;
+    if (g->status == CAIRN_TIMEOUT || g->cause == CAIRN_CAUSE_CHECKSUM ||
+        g->cause == CAIRN_CAUSE_HEADER || g->cause == CAIRN_CAUSE_KEY ||
+        g->cause == CAIRN_CAUSE_IO_ERROR || g->cause == CAIRN_CAUSE_TIER_OFF)
+        FAIL(m, "get of key %llu: status %d cause %s on a sound device", (unsigned long long)id,
+             g->status, cairn_cause_name((enum cairn_cause)g->cause));
+    if (must_be_held(m, k))
+        FAIL(m, "durable key %llu generation %llu is missed: status %d cause %s",
+             (unsigned long long)id, (unsigned long long)k->gen, g->status,
+             cairn_cause_name((enum cairn_cause)g->cause));
+}
+
+static void op_get(struct model *m, const uint64_t *ids, size_t count)
+{
+    struct rng *r = &m->r.rng;
+    struct cairn_get gets[BATCH] = {0};
+    struct cairn_iov iov[BATCH];
+    size_t hits = 0, seen = 0, sure = 0;
+
+    for (size_t i = 0; i < count; i++) {
+        const struct state *k = &m->keys[ids[i]];
+        size_t len = k->gen ? k->len : 1 + rng_below(r, VALUE_LARGEST);
+
+        gets[i].key = key_of(ids[i]);
+        if (k->gen && rng_one_in(r, 3)) {
+            gets[i].flags = CAIRN_GET_RANGE;
+            gets[i].offset = rng_below(r, len);
+            len = 1 + rng_below(r, len - gets[i].offset);
+            m->ranges++;
+        }
+        if (k->gen && k->named && rng_one_in(r, 2))
+            gets[i].fingerprint = gets[i].key.bytes;
+        memset(m->out[i], 0xdb, len);
+        gets[i].out = rig_sgl(&iov[i], m->out[i], len);
+        sure += must_be_held(m, k);
+    }
+    cairn_vault_get(m->r.vault, gets, count, deadline(), &hits);
+    for (size_t i = 0; i < count; i++) {
+        get_done(m, ids[i], &gets[i], iov[i].len, m->out[i]);
+        seen += gets[i].status == CAIRN_OK;
+    }
+    if (seen != hits)
+        FAIL(m, "get counted %zu hits and marked %zu", hits, seen);
+    m->sure_hits += sure;
+}
+
+static void op_put(struct model *m, size_t count, uint64_t first)
+{
+    struct rng *r = &m->r.rng;
+    bool replace = rng_one_in(r, 3), chain = rng_one_in(r, 2);
+    struct putting p = {.count = count};
+    size_t stored = 0, seen = 0;
+
+    for (size_t i = 0; i < count; i++)
+        prepare_put(m, &p, i, chain ? (first + i) % KEYS : rng_below(r, KEYS), replace);
+    cairn_vault_put(m->r.vault, p.puts, count, deadline(), &stored);
+    for (size_t i = 0; i < count; i++) {
+        put_done(m, &p, i);
+        seen += p.puts[i].status == CAIRN_OK || p.puts[i].status == CAIRN_EXISTS;
+    }
+    if (seen != stored)
+        FAIL(m, "put counted %zu stored and marked %zu", stored, seen);
+    if (count == 1 && p.puts[0].status == CAIRN_OK && !p.puts[0].expires_ns && !m->dying) {
+        uint64_t hits = m->hits;
+
+        op_get(m, p.id, 1);
+        if (m->hits == hits)
+            FAIL(m, "key %llu was put and is not visible", (unsigned long long)p.id[0]);
+    }
+}
+
+/* ---- the others ---- */
+
+/* Wrong length, another identity, an empty or overlong range: never a hit. */
+static void op_get_wrong(struct model *m, uint64_t id)
+{
+    struct rng *r = &m->r.rng;
+    const struct state *k = &m->keys[id];
+    struct cairn_get g = {.key = key_of(id)};
+    uint8_t other[32] = {1, 2, 3};
+    struct cairn_iov iov;
+    size_t len = k->gen ? k->len : 100;
+
+    switch (rng_below(r, 3)) {
+    case 0: len = len > 1 ? len - 1 : len + 1; break;
+    case 1: g.fingerprint = other; break;
+    default:
+        g.flags = CAIRN_GET_RANGE;
+        g.offset = rng_one_in(r, 2) ? len : UINT64_MAX - 3;
+        len = 1 + rng_below(r, 10);
+        break;
+    }
+    g.out = rig_sgl(&iov, m->out[0], len);
+    cairn_vault_get(m->r.vault, &g, 1, deadline(), NULL);
+    if (g.status == CAIRN_OK)
+        FAIL(m, "get of key %llu with a wrong length, range or identity is a hit",
+             (unsigned long long)id);
+}
+
+static void op_delete(struct model *m, uint64_t id)
+{
+    struct cairn_key key = key_of(id);
+    struct state *k = &m->keys[id];
+    bool sure = must_be_held(m, k);
+    cairn_status s = CAIRN_OK;
+
+    cairn_vault_delete(m->r.vault, &key, 1, deadline(), &s);
+    if (s != CAIRN_OK && s != CAIRN_MISS) {
+        if (!m->dying)
+            FAIL(m, "delete of key %llu: status %d", (unsigned long long)id, s);
+        k->maybe = true;
+        return;
+    }
+    if (s == CAIRN_MISS && sure && !m->dying)
+        FAIL(m, "delete says durable key %llu is not held", (unsigned long long)id);
+    if (s == CAIRN_OK && !k->gen && !k->expires_ns)
+        FAIL(m, "delete says key %llu was held", (unsigned long long)id);
+    m->deleted += s == CAIRN_OK;
+    m->appended += CAIRN_BLOCK;
+    k->gen = k->expires_ns = 0;
+    k->maybe = false;
+    if (cairn_vault_lookup(m->r.vault, &key, 1) != 0)
+        FAIL(m, "lookup finds key %llu after its deletion", (unsigned long long)id);
+}
+
+static void op_flush(struct model *m)
+{
+    cairn_status s = cairn_vault_flush(m->r.vault, deadline());
+
+    if (!m->r.o.disk_bytes) {
+        if (s != CAIRN_UNSUPPORTED)
+            FAIL(m, "flush without a disk: status %d", s);
+        return;
+    }
+    if (s == CAIRN_UNSUPPORTED && m->r.o.write == CAIRN_WRITE_NONE)
+        return;
+    if (s != CAIRN_OK && m->dying)
+        return;
+    if (s != CAIRN_OK)
+        FAIL(m, "flush: status %d", s);
+    for (size_t i = 0; i < KEYS; i++) {
+        struct state *k = &m->keys[i];
+
+        k->durable = k->gen != 0;
+    }
+}
+
+static void op_lookup(struct model *m, uint64_t first)
+{
+    struct cairn_key keys[16];
+    size_t count = 1 + rng_below(&m->r.rng, 16), sure = 0, held;
+
+    for (size_t i = 0; i < count; i++)
+        keys[i] = key_of((first + i) % KEYS);
+    for (; sure < count && must_be_held(m, &m->keys[(first + sure) % KEYS]); sure++)
+        ;
+    held = cairn_vault_lookup(m->r.vault, keys, count);
+    if (held > count || (held < sure && !m->dying))
+        FAIL(m, "lookup of %zu keys says %zu, at least %zu are held", count, held, sure);
+    for (size_t i = 0; i < held; i++) {
+        const struct state *k = &m->keys[(first + i) % KEYS];
+
+        if (!k->gen && !k->expires_ns)
+            FAIL(m, "lookup finds key %llu, which is not there",
+                 (unsigned long long)((first + i) % KEYS));
+    }
+}
+
+static void op_value_len(struct model *m, uint64_t id)
+{
+    struct cairn_key key = key_of(id);
+    const struct state *k = &m->keys[id];
+    uint64_t len = cairn_vault_value_len(m->r.vault, &key);
+
+    if (len && (k->gen || !k->expires_ns) && len != (k->gen ? k->len : 0))
+        FAIL(m, "key %llu is said to have %llu bytes", (unsigned long long)id,
+             (unsigned long long)len);
+    if (!len && must_be_held(m, k) && !m->dying)
+        FAIL(m, "durable key %llu has no length", (unsigned long long)id);
+}
+
+static void op_side(struct model *m, uint64_t id)
+{
+    struct cairn_key key = key_of(id);
+    struct state *k = &m->keys[id];
+    uint8_t out[SIDE_LARGEST];
+    uint32_t len = sizeof(out);
+    cairn_status s = cairn_vault_side(m->r.vault, &key, out, &len, deadline());
+
+    if (s == CAIRN_OK && (!k->gen || len != k->side || memcmp(out, m->side, len) != 0))
+        FAIL(m, "side records of key %llu are wrong: %u bytes, put with %u",
+             (unsigned long long)id, len, k->side);
+    if (s != CAIRN_OK && k->side && must_be_held(m, k) && !m->dying)
+        FAIL(m, "side records of durable key %llu: status %d", (unsigned long long)id, s);
+}
+
+static void drop_pins(struct model *m, struct held *h)
+{
+    for (size_t i = 0; i < h->count; i++) {
+        size_t len = h->pins[i].value_len;
+        size_t bad = value_check(h->pins[i].value, h->id[i], h->gen[i], 0, len);
+
+        if (bad < len)
+            FAIL(m, "pinned key %llu generation %llu changed at byte %zu of %zu",
+                 (unsigned long long)h->id[i], (unsigned long long)h->gen[i], bad, len);
+    }
+    if (h->count)
+        cairn_vault_unpin(m->r.vault, h->pins, h->count);
+    h->count = 0;
+}
+
+static void op_pin(struct model *m, uint64_t first)
+{
+    struct held *h = &m->held[rng_below(&m->r.rng, PINS)];
+    size_t count = 1 + rng_below(&m->r.rng, BATCH);
+    struct cairn_key keys[BATCH];
+
+    drop_pins(m, h);
+    for (size_t i = 0; i < count; i++)
+        keys[i] = key_of((first + i) % KEYS);
+    h->count = cairn_vault_pin(m->r.vault, keys, count, deadline(), h->pins);
+    if (h->count > count)
+        FAIL(m, "pinned %zu of %zu keys", h->count, count);
+    for (size_t i = 0; i < h->count; i++) {
+        uint64_t id = (first + i) % KEYS;
+        struct state *k = &m->keys[id];
+
+        if (!k->gen || h->pins[i].value_len != k->len)
+            FAIL(m, "pin of key %llu, which is not held or has another length",
+                 (unsigned long long)id);
+        check_bytes(m, id, h->pins[i].value, 0, k->len);
+        h->id[i] = id;
+        h->gen[i] = k->gen;
+    }
+    m->pinned += h->count;
+}
+
+static void op_reopen(struct model *m)
+{
+    if (!m->dying && rng_one_in(&m->r.rng, 2))
+        op_flush(m);
+    for (size_t i = 0; i < PINS; i++)
+        drop_pins(m, &m->held[i]);
+    if (m->r.cuts && (m->dying || rng_one_in(&m->r.rng, 2))) {
+        rig_power_cycle(&m->r);
+        m->cuts++;
+    } else {
+        rig_close(&m->r);
+        rig_open(&m->r);
+    }
+    m->dying = false;
+    m->reopened++;
+    m->appended += 1u << 20; /* recovery may leave the rest of a segment unused */
+    if (!m->r.o.disk_bytes) {
+        for (size_t i = 0; i < KEYS; i++)
+            m->keys[i].gen = 0;
+    }
+}
+
+static void op_too_big(struct model *m, uint64_t id)
+{
+    static uint8_t block[1u << 20];
+    uint64_t max = cairn_vault_value_max(m->r.vault), len = max + 1;
+    struct cairn_iov iov[128];
+    struct cairn_put put = {.key = key_of(id), .flags = CAIRN_PUT_REPLACE};
+    uint32_t n = 0;
+
+    for (; len && n < 128; n++) {
+        iov[n] = (struct cairn_iov){block, len < sizeof(block) ? len : sizeof(block)};
+        len -= iov[n].len;
+    }
+    put.value = (struct cairn_sgl){.iov = iov, .count = n};
+    cairn_vault_put(m->r.vault, &put, 1, deadline(), NULL);
+    if (put.status != CAIRN_TOOBIG)
+        FAIL(m, "put of a byte more than the largest value: status %d", put.status);
+}
+
+/* From here on the power goes at some write, read or sync; the next look finds it gone. */
+static void power(struct model *m)
+{
+    if (m->dying && cairn_sim_dead(m->r.sim))
+        op_reopen(m);
+    if (m->r.cuts && !m->dying && rng_one_in(&m->r.rng, 40)) {
+        m->dying = true;
+        cairn_sim_die_after(m->r.sim, 1 + rng_below(&m->r.rng, 60));
+    }
+}
+
+static void step(struct model *m)
+{
+    struct rng *r = &m->r.rng;
+    uint64_t id = rng_below(r, KEYS), ids[BATCH];
+    size_t count = 1 + rng_below(r, BATCH);
+    uint64_t dice = rng_below(r, 1000);
+
+    settle_expiry(m);
+    power(m);
+    if (dice < 300) {
+        op_put(m, rng_one_in(r, 3) ? 1 : count, id);
+    } else if (dice < 700) {
+        for (size_t i = 0; i < count; i++)
+            ids[i] = rng_below(r, KEYS);
+        op_get(m, ids, count);
+    } else if (dice < 760) {
+        op_delete(m, id);
+    } else if (dice < 800) {
+        op_lookup(m, id);
+    } else if (dice < 840) {
+        op_value_len(m, id);
+    } else if (dice < 880) {
+        op_side(m, id);
+    } else if (dice < 920) {
+        op_pin(m, id);
+    } else if (dice < 950) {
+        op_get_wrong(m, id);
+    } else if (dice < 970) {
+        op_flush(m);
+    } else if (dice < 990) {
+        cairn_vault_drop_ram(m->r.vault);
+    } else if (dice < 993) {
+        op_too_big(m, id);
+    } else {
+        op_reopen(m);
+    }
+}
+
+/* A run that saw no hits, no misses or no restart has tested nothing. */
+static void check_worth(struct model *m)
+{
+    printf("puts %llu stored %llu hits %llu misses %llu sure %llu ranges %llu pinned %llu "
+           "deleted %llu expired %llu reopened %llu cuts %llu appended %llu MiB\n",
+           (unsigned long long)m->puts, (unsigned long long)m->stored,
+           (unsigned long long)m->hits, (unsigned long long)m->misses,
+           (unsigned long long)m->sure_hits, (unsigned long long)m->ranges,
+           (unsigned long long)m->pinned, (unsigned long long)m->deleted,
+           (unsigned long long)m->expired, (unsigned long long)m->reopened, (unsigned long long)m->cuts,
+           (unsigned long long)(m->appended >> 20));
+    if (m->r.ops < 1000)
+        return;
+    if (!m->hits || !m->misses || !m->reopened || !m->pinned || !m->expired || !m->deleted)
+        FAIL(m, "the run missed a kind of outcome");
+    if (m->r.o.disk_bytes && m->r.o.write == CAIRN_WRITE_THROUGH && m->sure_hits < 100)
+        FAIL(m, "only %llu gets were certain to hit", (unsigned long long)m->sure_hits);
+    if (m->stored * 2 < m->puts)
+        FAIL(m, "more than half of the puts were refused");
+}
+
+int main(int argc, char **argv)
+{
+    static struct model m;
+
+    rig_init(&m.r, argc, argv);
+    for (size_t i = 0; i < BATCH; i++) {
+        m.in[i] = malloc(VALUE_LARGEST);
+        m.out[i] = malloc(VALUE_LARGEST);
+        if (!m.in[i] || !m.out[i])
+            rig_fail(&m.r, "no memory");
+    }
+    value_fill(m.side, 0, 1, 0, sizeof(m.side));
+    rig_open(&m.r);
+    for (m.op = 0; m.op < m.r.ops; m.op++)
+        step(&m);
+    for (size_t i = 0; i < PINS; i++)
+        drop_pins(&m, &m.held[i]);
+    check_worth(&m);
+    rig_close(&m.r);
+    rig_fini(&m.r);
+    for (size_t i = 0; i < BATCH; i++) {
+        free(m.in[i]);
+        free(m.out[i]);
+    }
+    return 0;
+}
