@@ -139,6 +139,14 @@ static bool expired(const struct cairn_vault *v, const struct cairn_entry *e)
     return slot_image(v, &v->slots[e->slot])->body.expires_ns <= cairn_wall_ns();
 }
 
+/* Must older copies be made dead before this put shows? Not for a key that is not held: its value
+ * is named by what made it, so a forgotten copy of it has the same bytes. */
+static bool buries(const struct cairn_vault *v, const struct cairn_put *p)
+{
+    return v->tier && ((p->flags & CAIRN_PUT_REPLACE) ||
+                       cairn_index_find(v->index, &p->key) != CAIRN_ENTRY_NONE);
+}
+
 static bool keeps(struct cairn_vault *v, const struct cairn_put *p)
 {
     if (p->flags & CAIRN_PUT_REPLACE)
@@ -241,7 +249,7 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
     if (keeps(v, p)) {
         count(&v->c.put_existing, 1);
         p->status = CAIRN_EXISTS;
-    } else if (v->tier && bury_all(v, &p->key, deadline_ns)) {
+    } else if (buries(v, p) && bury_all(v, &p->key, deadline_ns)) {
         st = refuse(v, p, CAIRN_IO, CAIRN_CAUSE_TOMBSTONE);
     } else {
         st = publish(v, p, s);

@@ -2,6 +2,8 @@
 
 #include "storage/store_internal.h"
 
+#define EVICT_ALONE_MAX 32u
+
 uint32_t slot_number(const struct cairn_vault *v, const struct slot *s)
 {
     return (uint32_t)(s - v->slots);
@@ -189,10 +191,11 @@ static uint32_t pick_victim(struct cairn_vault *v)
     return n;
 }
 
-/* Frees a run of `blocks` around the policy's victim. */
-static bool evict_for(struct cairn_vault *v, uint32_t blocks)
+/* Frees a run of `blocks` around the policy's victim. `alone` counts the victims that left without
+ * that: it is bounded, lest one large value between pinned ones empties the cache for nothing. */
+static bool evict_for(struct cairn_vault *v, uint32_t blocks, uint32_t *alone)
 {
-    uint32_t victim = pick_victim(v), found = 0;
+    uint32_t victim = *alone < EVICT_ALONE_MAX ? pick_victim(v) : CAIRN_SLOT_NONE, found = 0;
     if (victim == CAIRN_SLOT_NONE)
         return false;
     bool window = cairn_extent_window(v->extents, v->slots[victim].first, blocks, evict_cost, v,
@@ -201,6 +204,7 @@ static bool evict_for(struct cairn_vault *v, uint32_t blocks)
         /* Pinned neighbours on both sides: this one's room alone, and on to the next victim. */
         v->evict_list[0] = victim;
         found = 1;
+        (*alone)++;
     }
     for (uint32_t i = 0; i < found; i++)
         slot_evict(v, &v->slots[v->evict_list[i]]);
@@ -213,11 +217,11 @@ struct slot *room_take(struct cairn_vault *v, uint32_t blocks, bool for_put)
     uint64_t reserve = v->tier ? v->arena_blocks / 8 : 0; /* staging for gets from disk */
     if (blocks > v->arena_blocks || (for_put && held + blocks + reserve > v->arena_blocks))
         return NULL;
-    uint32_t n = v->free.head, first;
+    uint32_t n = v->free.head, first, alone = 0;
     while (n == CAIRN_SLOT_NONE || (first = cairn_extent_alloc(v->extents, blocks, n)) ==
                                        CAIRN_EXTENT_NONE) {
         /* Without a free slot any one victim will do. */
-        if (!evict_for(v, n == CAIRN_SLOT_NONE ? 1 : blocks))
+        if (!evict_for(v, n == CAIRN_SLOT_NONE ? 1 : blocks, &alone))
             return NULL;
         n = v->free.head;
     }
