@@ -49,6 +49,48 @@ def test_vector(vector):
     check(vector, reference.evaluate(vector, IDENTITIES))
 
 
+def test_examples_of_the_specification():
+    text = (ROOT / "chunking" / "README.md").read_text()
+    small = next(i for i in DOCUMENT["identities"] if i["name"] == "small")
+    one_token = next(v for v in DOCUMENT["vectors"] if v["name"] == "one token")
+    for example in (small["fingerprint"], one_token["keys"][0], DOCUMENT["public_domain_key"]):
+        assert example in text
+    assert small["canonical"] in text.replace(" ", "")
+    for name in (*reference.TEXT, *reference.WORD, *reference.NUMBER):
+        assert f"`{name}`" in text
+
+
+@pytest.fixture(scope="module")
+def cairn():
+    package = pytest.importorskip("cairn", reason="the Python package is not installed")
+    try:
+        package.Identity(model="m", chunk_tokens=1)
+    except package.NotFoundError as e:
+        pytest.skip(str(e))
+    return package
+
+
+@pytest.mark.parametrize("vector", DOCUMENT["vectors"], ids=lambda v: v["name"])
+def test_library(cairn, vector):
+    fields = IDENTITIES[vector["identity"]]
+    identity = cairn.Identity(**{**fields, "chunk_tokens": int(fields["chunk_tokens"])})
+    assert identity.canonical == reference.canonical(fields)
+    assert identity.fingerprint == reference.fingerprint(fields)
+    domain = cairn.PUBLIC
+    if "key" in vector["domain"]:
+        domain = reference.expand_bytes(vector["domain"]["key"])
+    extras = {}
+    for extra in vector["extras"]:
+        extras.setdefault(extra["chunk"], []).append(reference.expand_bytes(extra["data"]))
+    how = {"domain": domain, "extras": extras,
+           "parent": bytes.fromhex(vector["parent"]) if vector["parent"] else None}
+    if "hashes" in vector:
+        hashes = [bytes.fromhex(h) for h in vector["hashes"]]
+        check(vector, cairn.keys_from_hashes(identity, hashes, **how))
+    else:
+        check(vector, cairn.keys(identity, reference.expand_tokens(vector["tokens"]), **how))
+
+
 def check(vector, keys):
     assert len(keys) == vector["count"]
     if "keys" in vector:
