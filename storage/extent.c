@@ -4,7 +4,7 @@
 
 #include "base/mem.h"
 
-/* Size classes: exact below 32 blocks, from there 32 steps to a power of two (at most 3 % apart). */
+/* Size classes: exact below 32 blocks, then 32 steps to a power of two (at most 3 % apart). */
 #define STEP_BITS 5u
 #define STEPS (1u << STEP_BITS)
 #define ROWS (32u - STEP_BITS)

@@ -323,3 +323,46 @@ uint32_t cairn_index_next(const struct cairn_index *x, uint32_t id)
         id++;
     return id < x->high ? id : CAIRN_ENTRY_NONE;
 }
+
+static void check(bool ok)
+{
+    if (!ok)
+        abort();
+}
+
+/* How often each bucket is passed, counted from the entries themselves. */
+static uint32_t check_ways(const struct cairn_index *x, uint32_t *passed)
+{
+    uint32_t found = 0;
+    for (uint32_t i = 0; i < x->bucket_count; i++) {
+        const struct bucket *b = &x->buckets[i];
+        for (uint32_t m = ~bucket_match(b, 0) & WAYS_MASK; m; m &= m - 1) {
+            uint32_t way = (uint32_t)__builtin_ctz(m);
+            check(b->ids[way] < x->high);
+            const struct cairn_entry *e = &x->entries[b->ids[way]];
+            struct place p = place_of(x, e->key);
+            check(e->value_len != LEN_FREE && p.tag == b->tags[way]);
+            check(find_at(x, p, e->key) == b->ids[way]);
+            for (uint32_t at = p.bucket; at != i; at = bucket_after(x, at))
+                passed[at]++;
+            found++;
+        }
+    }
+    return found;
+}
+
+uint32_t cairn_index_check(const struct cairn_index *x)
+{
+    uint32_t *passed = cairn_calloc(x->bucket_count, sizeof *passed);
+    check(passed);
+    uint32_t found = check_ways(x, passed), unused = 0;
+    for (uint32_t i = 0; i < x->bucket_count; i++)
+        check(passed[i] == x->buckets[i].passed);
+    free(passed);
+    for (uint32_t id = x->free_head; id != CAIRN_ENTRY_NONE; id = x->entries[id].block) {
+        check(id < x->high && x->entries[id].value_len == LEN_FREE);
+        unused++;
+    }
+    check(found == x->count && found + unused == x->high);
+    return found;
+}

@@ -57,4 +57,7 @@ uint64_t cairn_index_bytes(const struct cairn_index *x); /* all memory it holds 
 /* Next live entry at or after `id`, CAIRN_ENTRY_NONE at the end: for (id = next(x, 0); ...). */
 uint32_t cairn_index_next(const struct cairn_index *x, uint32_t id);
 
+/* Debug: checks every invariant, aborts on a broken one. Returns the entries found. */
+uint32_t cairn_index_check(const struct cairn_index *x);
+
 #endif

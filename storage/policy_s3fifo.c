@@ -31,7 +31,7 @@ struct ghost_bucket {
     struct ghost ways[GHOST_WAYS];
 };
 
-/* Each queue is a ring through nodes[capacity + queue], whose `newer` is the queue's oldest slot. */
+/* A queue is a ring through nodes[capacity + queue], whose `newer` is its oldest slot. */
 struct s3fifo {
     struct cairn_policy base;
     uint32_t capacity;

@@ -77,7 +77,8 @@ static cairn_status ids_parse(const char *p, struct trace *t, struct request *r)
 {
     if (*p++ != '[')
         return CAIRN_INVAL;
-    for (p += strspn(p, " \t"); *p != ']';) {
+    p += strspn(p, " \t");
+    for (bool more = *p != ']'; more;) {
         uint64_t id;
         p = number(p, &id);
         if (!p || r->count == UINT32_MAX)
@@ -87,7 +88,8 @@ static cairn_status ids_parse(const char *p, struct trace *t, struct request *r)
         t->ids[t->id_count++] = id;
         r->count++;
         p += strspn(p, " \t");
-        if (*p == ',')
+        more = *p == ',';
+        if (more)
             p += 1 + strspn(p + 1, " \t");
         else if (*p != ']')
             return CAIRN_INVAL;
