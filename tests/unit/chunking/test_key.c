@@ -210,7 +210,7 @@ Test(key, hashes_and_tokens_of_the_same_bytes_are_different_chunks)
     cairn_identity_destroy(id);
 }
 
-/* After equal heads the bytes of both messages would be the same; only the kind tells them apart. */
+/* After equal heads both messages would be the same bytes; only the kind tells them apart. */
 Test(key, a_hash_and_its_extra_do_not_read_as_tokens)
 {
     cairn_identity *id = identity_of("m", "8");
