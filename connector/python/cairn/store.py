@@ -129,15 +129,10 @@ class Store:
         with self._lock:
             self._pins -= 1
 
-    def _fingerprint(self, handle: int, keys: Any, identity: Identity | None) -> bytes | None:
-        identity = identity or getattr(keys, "identity", None)
-        if identity is None:
-            return None
-        if identity.fingerprint not in self._noted:
-            self._note(handle, identity)
-        return identity.fingerprint
-
-    def _note(self, handle: int, identity: Identity) -> None:
+    def _note(self, handle: int, identity: Identity | None) -> None:
+        """The library keeps each identity once; here that saves the call."""
+        if identity is None or identity.fingerprint in self._noted:
+            return
         status = _native.lib().cairn_note_identity(handle, identity._handle)
         if status in _CALL_ERRORS:
             _native.check(status, "note")
@@ -204,13 +199,13 @@ class Store:
                 raise InvalidError(f"expires is {expires}; give a time after 1970")
             batch["expires_ns"] = int(expires * 1e9)
         if side is not None:
-            batch["side"] = [ctypes.cast(s, ctypes.c_void_p).value if s else 0 for s in side]
+            batch["side"] = [_address(s) if s else 0 for s in side]
             batch["side_len"] = [len(s) for s in side]
         batch["status"] = _native.MISS
         limit = _native.timeout_ns(timeout, self._timeout)
         with self._call() as handle:
-            print_ = self._fingerprint(handle, None, identity)
-            batch["fingerprint"] = ctypes.cast(print_, ctypes.c_void_p).value if print_ else 0
+            self._note(handle, identity)
+            batch["fingerprint"] = _address(identity.fingerprint) if identity else 0
             status = _native.lib().cairn_put(handle, batch.ctypes.data, n, limit)
         if status in _CALL_ERRORS:
             _native.check(status, "put")
@@ -223,20 +218,26 @@ class Store:
         that out is unspecified), and stats() counts why.
 
         offsets: read ranges instead: outs[i] takes as many bytes as it has, from that offset on.
+        identity: what was put with another identity, or with plain keys, is a miss. (Keys of
+        cairn.keys name their identity by themselves.)
         """
         array = key_array(keys)
         iov, counts, keep = runs(outs, "outs", True)
         if len(counts) != len(array):
             raise InvalidError(f"{len(array)} keys and {len(counts)} outs")
+        if offsets is not None and np.any(np.asarray(offsets) < 0):
+            raise InvalidError("an offset is below 0")
+        with self._call() as handle:
+            self._note(handle, getattr(keys, "identity", None))
         status = self.get_runs(array, iov, counts, offsets=offsets, timeout=timeout,
-                               identity=identity or getattr(keys, "identity", None))
+                               identity=identity)
         del keep
         return [s == _native.OK for s in status.tolist()]
 
     def get_runs(self, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
                  offsets: Any = None, identity: Identity | None = None,
                  timeout: float | None = None) -> np.ndarray:
-        """get for callers that know their memory; as put_runs."""
+        """get for callers that know their memory; as put_runs. A negative offset: the whole value."""
         n = len(keys)
         batch = np.zeros(n, _native.GET)
         if n == 0:
@@ -246,15 +247,15 @@ class Store:
         spread(batch, iov, np.asarray(counts))
         if offsets is not None:
             starts = np.asarray(offsets)
-            if starts.dtype.kind not in "iu" or (starts < 0).any() or starts.shape not in ((), (n,)):
+            if starts.dtype.kind not in "iu" or starts.shape not in ((), (n,)):
                 raise InvalidError("offsets is one number of bytes, or a list with one a key")
-            batch["offset"] = starts
-            batch["flags"] = _native.GET_RANGE
+            batch["offset"] = np.maximum(starts, 0)
+            batch["flags"] = np.where(starts < 0, 0, _native.GET_RANGE)
         batch["status"] = _native.MISS
         limit = _native.timeout_ns(timeout, self._timeout)
         with self._call() as handle:
-            print_ = self._fingerprint(handle, None, identity)
-            batch["fingerprint"] = ctypes.cast(print_, ctypes.c_void_p).value if print_ else 0
+            self._note(handle, identity)
+            batch["fingerprint"] = _address(identity.fingerprint) if identity else 0
             status = _native.lib().cairn_get(handle, batch.ctypes.data, n, limit, None)
         if status in _CALL_ERRORS:
             _native.check(status, "get")
@@ -264,7 +265,7 @@ class Store:
         """How many keys from the start are held. A hint: only a get or a lease is a hit."""
         array = key_array(keys)
         with self._call() as handle:
-            self._fingerprint(handle, keys, None)
+            self._note(handle, getattr(keys, "identity", None))
             return int(_native.lib().cairn_lookup(handle, array.ctypes.data, len(array)))
 
     def size(self, key: bytes) -> int | None:
@@ -296,7 +297,7 @@ class Store:
         array = key_array(keys)
         taken, held = ctypes.c_void_p(), ctypes.c_size_t()
         with self._call() as handle:
-            self._fingerprint(handle, keys, None)
+            self._note(handle, getattr(keys, "identity", None))
             with self._lock:
                 if self._session is None:
                     session = ctypes.c_void_p()
@@ -336,8 +337,8 @@ class Store:
             if self._handle is None:
                 return
             if self._pins:
-                raise StateError(f"{self._pins} leases are in use; release them and drop their "
-                                 "views, then close")
+                raise StateError(f"leases in use: {self._pins}; release them and drop their views, "
+                                 "then close")
             handle, self._handle = self._handle, None
             while self._calls:
                 self._lock.wait()
@@ -357,6 +358,10 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<cairn.Store {self.uri!r}{' closed' if self._handle is None else ''}>"
+
+
+def _address(data: bytes) -> int:
+    return ctypes.cast(data, ctypes.c_void_p).value or 0
 
 
 def _side_records(side: Sequence[bytes | None] | None, count: int) -> list[bytes] | None:
