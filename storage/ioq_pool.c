@@ -1,6 +1,7 @@
-/* Thread-pool engine: `depth` threads that block in preadv2, pwritev2 and fdatasync.
+/* Thread-pool engine: up to `depth` threads that block in preadv2, pwritev2 and fdatasync.
  *
- * For machines where io_uring is not permitted. The threads are detached and the last one to leave
+ * For machines where io_uring is not permitted. Threads are started when there is more work than
+ * idle ones, so that a deep queue costs no more of them than are used. They are detached and the last one to leave
  * frees the queue if close gave up on it, so that a thread stuck in the kernel holds up nobody.
  */
 #include "storage/ioq.h"
@@ -32,8 +33,10 @@ struct pool {
     int fd;               /* a duplicate: outlives the caller's       */
     uint32_t depth;
     uint32_t out;         /* accepted and not returned                */
+    uint32_t waiting;     /* of them in todo                          */
     uint32_t busy;        /* threads inside a system call             */
-    uint32_t threads;
+    uint32_t idle;        /* threads asleep                           */
+    uint32_t threads, threads_max;
     bool woken;
     bool closing;
     bool orphan;          /* close gave up: the last thread frees all */
@@ -92,6 +95,7 @@ static void *worker(void *arg)
         struct cairn_io *io = pop(&p->todo);
         if (io) {
             struct cairn_io job = *io;
+            p->waiting--;
             p->busy++;
             pthread_mutex_unlock(&p->lock);
             int32_t res = run_io(p->fd, &job);
@@ -105,7 +109,9 @@ static void *worker(void *arg)
         } else if (p->closing) {
             break;
         } else {
+            p->idle++;
             pthread_cond_wait(&p->work, &p->lock);
+            p->idle--;
         }
     }
     bool last = --p->threads == 0 && p->orphan;
@@ -116,26 +122,23 @@ static void *worker(void *arg)
     return NULL;
 }
 
-/* Threads take no signals: those belong to the program. */
-static uint32_t start_threads(struct pool *p, uint32_t want)
+/* With the lock held. Threads take no signals: those belong to the program. */
+static void start_thread(struct pool *p)
 {
     sigset_t all, old;
     pthread_attr_t attr;
-    uint32_t n = 0;
+    pthread_t t;
     if (pthread_attr_init(&attr) != 0)
-        return 0;
+        return;
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_mutex_lock(&p->lock);
-    for (pthread_t t; n < want && pthread_create(&t, &attr, worker, p) == 0; n++) {
+    if (pthread_create(&t, &attr, worker, p) == 0) {
         p->threads++;
         pthread_setname_np(t, "cairn-io");
     }
-    pthread_mutex_unlock(&p->lock);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&attr);
-    return n;
 }
 
 static bool pool_probe(char *why, size_t why_cap)
@@ -154,6 +157,7 @@ static cairn_status pool_open(const struct cairn_ioq_params *params, struct cair
         return CAIRN_NOMEM;
     p->base.ops = &cairn_ioq_pool;
     p->depth = params->depth;
+    p->threads_max = p->depth < THREADS_MAX ? p->depth : THREADS_MAX;
     /* Same file description, so the same lock; but a number that a stuck thread may keep. */
     p->fd = fcntl(params->fd, F_DUPFD_CLOEXEC, 0);
     if (p->fd < 0) {
@@ -168,7 +172,11 @@ static cairn_status pool_open(const struct cairn_ioq_params *params, struct cair
     pthread_cond_init(&p->work, NULL);
     pthread_cond_init(&p->event, &monotonic);
     pthread_condattr_destroy(&monotonic);
-    if (start_threads(p, p->depth < THREADS_MAX ? p->depth : THREADS_MAX) == 0) {
+    pthread_mutex_lock(&p->lock);
+    start_thread(p);
+    bool started = p->threads > 0;
+    pthread_mutex_unlock(&p->lock);
+    if (!started) {
         destroy(p);
         return CAIRN_NOMEM;
     }
@@ -185,6 +193,8 @@ static bool pool_submit(struct cairn_ioq *q, struct cairn_io *io)
         io->submitted_ns = cairn_now_ns();
         p->out++;
         push(&p->todo, io);
+        if (++p->waiting > p->idle && p->threads < p->threads_max)
+            start_thread(p);
         pthread_cond_signal(&p->work);
     }
     pthread_mutex_unlock(&p->lock);
