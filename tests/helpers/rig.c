@@ -44,7 +44,8 @@ static void parse(struct rig *r, int argc, char **argv)
         {"engine", required_argument, NULL, 'e'}, {"write", required_argument, NULL, 'w'},
         {"verify", required_argument, NULL, 'v'}, {"policy", required_argument, NULL, 'p'},
         {"ram", required_argument, NULL, 'r'},    {"disk", required_argument, NULL, 'd'},
-        {"cuts", no_argument, NULL, 'c'},         {NULL, 0, NULL, 0}};
+        {"cuts", no_argument, NULL, 'c'},         {"faults", required_argument, NULL, 'f'},
+        {NULL, 0, NULL, 0}};
     int c;
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -58,6 +59,7 @@ static void parse(struct rig *r, int argc, char **argv)
         case 'r': r->o.ram_bytes = strtoull(optarg, NULL, 0) * MIB; break;
         case 'd': r->o.disk_bytes = strtoull(optarg, NULL, 0) * MIB; break;
         case 'c': r->cuts = true; break;
+        case 'f': r->faults = (uint32_t)strtoul(optarg, NULL, 0); break;
         default: exit(2);
         }
     }
@@ -77,6 +79,40 @@ static void skip_if_engine_lacks(const struct rig *r)
         printf("skipped: engine %s cannot run here: %s\n", r->engine, why);
         exit(EXIT_SKIPPED);
     }
+}
+
+/* Errors and silence, no lies: what was acknowledged still holds. */
+static void plan_faults(struct rig *r)
+{
+    static const struct {
+        enum cairn_fault fault;
+        uint32_t kinds, share; /* of --faults, in percent */
+    } kinds[] = {
+        {CAIRN_FAULT_EIO, 0, 100},
+        {CAIRN_FAULT_ENOSPC, CAIRN_FAULT_WRITES, 100},
+        {CAIRN_FAULT_SHORT, CAIRN_FAULT_READS | CAIRN_FAULT_WRITES, 100},
+        {CAIRN_FAULT_ZERO, CAIRN_FAULT_READS | CAIRN_FAULT_WRITES, 50},
+        {CAIRN_FAULT_TORN_EIO, CAIRN_FAULT_WRITES, 100},
+        {CAIRN_FAULT_DELAY, 0, 100},
+        {CAIRN_FAULT_REORDER, 0, 300},
+        {CAIRN_FAULT_LOST, 0, 2},
+        {CAIRN_FAULT_GONE, 0, 2},
+    };
+
+    r->plan.next = r->o.ioq ? r->o.ioq : cairn_ioq_find(r->engine);
+    r->plan.next_arg = r->o.ioq_arg;
+    r->plan.seed = r->seed;
+    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+        r->plan.rules[r->plan.rule_count++] =
+            (struct cairn_fault_rule){.fault = kinds[i].fault,
+                                      .kinds = kinds[i].kinds,
+                                      .ppm = r->faults * kinds[i].share / 100,
+                                      .arg = CAIRN_FAULT_RANDOM};
+    }
+    r->o.ioq = &cairn_ioq_fault;
+    r->o.ioq_arg = &r->plan;
+    r->o.io_deadline_ns = RIG_SECOND / 4;
+    r->o.errors_max = 1000;
 }
 
 void rig_init(struct rig *r, int argc, char **argv)
@@ -111,6 +147,8 @@ void rig_init(struct rig *r, int argc, char **argv)
         r->o.ioq = &cairn_ioq_sim;
         r->o.ioq_arg = r->sim;
     }
+    if (r->faults)
+        plan_faults(r);
     printf("%s: seed %llu, %llu ops, engine %s, write %s, verify %s, policy %s\n", r->program,
            (unsigned long long)r->seed, (unsigned long long)r->ops, r->engine,
            write_names[r->o.write], verify_names[r->o.verify], r->o.policy);
@@ -141,7 +179,10 @@ void rig_power_cycle(struct rig *r)
     rig_close(r);
     cairn_sim_destroy(r->sim);
     r->sim = after;
-    r->o.ioq_arg = after;
+    if (r->faults)
+        r->plan.next_arg = after;
+    else
+        r->o.ioq_arg = after;
     rig_open(r);
 }
 

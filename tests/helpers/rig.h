@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 
+#include "storage/ioq_fault.h"
 #include "storage/store.h"
 #include "tests/helpers/value.h"
 #include "tests/sim/ioq_sim.h"
@@ -20,12 +21,14 @@ struct rig {
     struct cairn_vault *vault;
     struct cairn_sim *sim;   /* engine sim */
     bool cuts;               /* --cuts: the power may go (engine sim)  */
+    uint32_t faults;         /* --faults=PPM: so many of a million ios fail, of each kind */
+    struct cairn_fault_plan plan;
     char dir[256], path[300];
     struct rng rng;
 };
 
-/* Parses --seed --ops --engine --write --verify --policy --ram --disk (MiB) --cuts, makes the
- * directory, prints the seed. Exits with 77 when the engine cannot run here. */
+/* Parses --seed --ops --engine --write --verify --policy --ram --disk (MiB) --cuts --faults,
+ * makes the directory, prints the seed. Exits with 77 when the engine cannot run here. */
 void rig_init(struct rig *r, int argc, char **argv);
 void rig_open(struct rig *r);
 void rig_close(struct rig *r);

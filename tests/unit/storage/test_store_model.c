@@ -39,7 +39,7 @@ struct model {
     uint64_t appended;     /* bytes of records at least this many                       */
     struct held held[PINS];
     uint8_t *in[BATCH], *out[BATCH], side[SIDE_LARGEST];
-    bool dying;            /* the power may have gone: calls may fail                   */
+    bool dying;            /* the power may have gone or ios fail: so may calls         */
     uint64_t cuts;
     uint64_t puts, stored, hits, misses, sure_hits, reopened, ranges, pinned, expired, deleted;
 };
@@ -460,20 +460,23 @@ static void op_pin(struct model *m, uint64_t first)
     m->pinned += h->count;
 }
 
+/* The device is sound while it is opened, then as before. */
 static void op_reopen(struct model *m)
 {
-    if (!m->dying && rng_one_in(&m->r.rng, 2))
+    if (rng_one_in(&m->r.rng, 2))
         op_flush(m);
+    m->r.plan.off = true;
     for (size_t i = 0; i < PINS; i++)
         drop_pins(m, &m->held[i]);
-    if (m->r.cuts && (m->dying || rng_one_in(&m->r.rng, 2))) {
+    if (m->r.cuts && (m->dying || m->r.faults || rng_one_in(&m->r.rng, 2))) {
         rig_power_cycle(&m->r);
         m->cuts++;
     } else {
         rig_close(&m->r);
         rig_open(&m->r);
     }
-    m->dying = false;
+    m->r.plan.off = !m->r.faults;
+    m->dying = m->r.faults > 0;
     m->reopened++;
     m->appended += 1u << 20; /* recovery may leave the rest of a segment unused */
     if (!m->r.o.disk_bytes) {
@@ -503,7 +506,7 @@ static void op_too_big(struct model *m, uint64_t id)
 /* From here on the power goes at some write, read or sync; the next look finds it gone. */
 static void power(struct model *m)
 {
-    if (m->dying && cairn_sim_dead(m->r.sim))
+    if (m->r.cuts && cairn_sim_dead(m->r.sim))
         op_reopen(m);
     if (m->r.cuts && !m->dying && rng_one_in(&m->r.rng, 40)) {
         m->dying = true;
@@ -560,7 +563,7 @@ static void check_worth(struct model *m)
            (unsigned long long)m->pinned, (unsigned long long)m->deleted,
            (unsigned long long)m->expired, (unsigned long long)m->reopened, (unsigned long long)m->cuts,
            (unsigned long long)(m->appended >> 20));
-    if (m->r.ops < 1000)
+    if (m->r.ops < 1000 || m->r.faults)
         return;
     if (!m->hits || !m->misses || !m->reopened || !m->pinned || !m->expired || !m->deleted)
         FAIL(m, "the run missed a kind of outcome");
@@ -568,6 +571,20 @@ static void check_worth(struct model *m)
         FAIL(m, "only %llu gets were certain to hit", (unsigned long long)m->sure_hits);
     if (m->stored * 2 < m->puts)
         FAIL(m, "more than half of the puts were refused");
+}
+
+/* With a sound device everything that was acknowledged is there. */
+static void last_look(struct model *m)
+{
+    op_flush(m);
+    m->r.faults = 0;
+    m->r.plan.off = true;
+    rig_close(&m->r);
+    rig_open(&m->r);
+    m->dying = false;
+    settle_expiry(m);
+    for (uint64_t id = 0; id < KEYS; id++)
+        op_get(m, &id, 1);
 }
 
 int main(int argc, char **argv)
@@ -583,11 +600,14 @@ int main(int argc, char **argv)
     }
     value_fill(m.side, 0, 1, 0, sizeof(m.side));
     rig_open(&m.r);
+    m.dying = m.r.faults > 0;
     for (m.op = 0; m.op < m.r.ops; m.op++)
         step(&m);
     for (size_t i = 0; i < PINS; i++)
         drop_pins(&m, &m.held[i]);
     check_worth(&m);
+    if (m.r.faults)
+        last_look(&m);
     rig_close(&m.r);
     rig_fini(&m.r);
     for (size_t i = 0; i < BATCH; i++) {
