@@ -1,84 +1,136 @@
 #include "base/copy.h"
 
-#include <string.h>
+#include <pthread.h>
+#include <stdatomic.h>
 
-#include "base/hash.h"
+#include "base/copy_isa.h"
+#include "base/hash_isa.h"
+
+/* Below this a copy is likely to be in a cache already or to be used from it soon. */
+#define SMALL_BYTES (16u * 1024u)
+
+static void plain_flat(void *dst, const void *src, size_t len)
+{
+    memcpy(dst, src, len);
+}
+
+static void plain_walk(struct cairn_walk *w)
+{
+    cairn_walk_copy(w, w->left);
+}
+
+/* Piece by piece, so that the second pass over a piece finds it in a cache. */
+static int plain_checked(const struct cairn_checked *job)
+{
+    struct cairn_walk w =
+        cairn_walk_at(job->list, 0, job->len, job->flat + job->off, job->gather);
+    size_t end = job->off + job->len;
+    for (uint32_t i = (uint32_t)(job->off / CAIRN_PIECE_BYTES); i < cairn_piece_count(end); i++) {
+        size_t at = (size_t)i * CAIRN_PIECE_BYTES;
+        size_t rest = job->value_len - at;
+        size_t len = rest < CAIRN_PIECE_BYTES ? rest : CAIRN_PIECE_BYTES;
+        size_t from = at > job->off ? at : job->off;
+        size_t to = at + len < end ? at + len : end;
+        if (job->gather) {
+            cairn_walk_copy(&w, to - from);
+            job->checks[i] = cairn_hash64(job->flat + at, len);
+            continue;
+        }
+        if (cairn_hash64(job->flat + at, len) != job->checks[i])
+            return (int)i;
+        cairn_walk_copy(&w, to - from);
+    }
+    return -1;
+}
+
+const struct cairn_copy_ops cairn_copy_ops_plain = {
+    .name = "memcpy",
+    .flat = plain_flat,
+    .walk = plain_walk,
+    .checked = plain_checked,
+};
+
+static unsigned char secret[CAIRN_HASH_SECRET_BYTES];
+static _Atomic(const struct cairn_copy_ops *) chosen = &cairn_copy_ops_plain;
+
+static void choose(void)
+{
+    cairn_hash_secret(secret);
+    /* Release: who sees the choice sees the secret. */
+    atomic_store_explicit(&chosen, cairn_copy_measure(), memory_order_release);
+}
 
 void cairn_copy_init(void)
 {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, choose);
+}
+
+static const struct cairn_copy_ops *ops_for(size_t len)
+{
+    if (len < SMALL_BYTES)
+        return &cairn_copy_ops_plain;
+    return atomic_load_explicit(&chosen, memory_order_acquire);
 }
 
 const char *cairn_copy_variant(void)
 {
-    return "memcpy";
+    return ops_for(SIZE_MAX)->name;
 }
 
 void cairn_copy(void *dst, const void *src, size_t len)
 {
     if (len)
-        memcpy(dst, src, len);
-}
-
-static void copy_list(const struct cairn_sgl *list, size_t off, size_t len, unsigned char *flat,
-                      int gather)
-{
-    for (uint32_t i = 0; len && i < list->count; i++) {
-        size_t n = list->iov[i].len;
-        if (off >= n) {
-            off -= n;
-            continue;
-        }
-        n = n - off < len ? n - off : len;
-        unsigned char *part = (unsigned char *)list->iov[i].base + off;
-        memcpy(gather ? flat : part, gather ? part : flat, n);
-        flat += n;
-        len -= n;
-        off = 0;
-    }
+        ops_for(len)->flat(dst, src, len);
 }
 
 void cairn_copy_gather(void *dst, const struct cairn_sgl *list, size_t off, size_t len)
 {
-    copy_list(list, off, len, dst, 1);
+    struct cairn_walk w = cairn_walk_at(list, off, len, dst, true);
+    ops_for(len)->walk(&w);
 }
 
 void cairn_copy_scatter(const struct cairn_sgl *list, size_t off, const void *src, size_t len)
 {
-    copy_list(list, off, len, (unsigned char *)(uintptr_t)src, 0);
+    struct cairn_walk w = cairn_walk_at(list, off, len, src, false);
+    ops_for(len)->walk(&w);
 }
 
 void cairn_copy_gather_hash(void *dst, const struct cairn_sgl *list, size_t len, uint64_t *checks)
 {
-    cairn_copy_gather(dst, list, 0, len);
-    cairn_hash_pieces(dst, len, checks);
+    struct cairn_checked job = {.list = list,
+                                .flat = dst,
+                                .value_len = len,
+                                .len = len,
+                                .checks = checks,
+                                .secret = secret,
+                                .gather = true};
+    if (len)
+        ops_for(len)->checked(&job);
 }
 
 int cairn_copy_scatter_verify(const struct cairn_sgl *list, const void *value, size_t value_len,
                               size_t off, size_t len, const uint64_t *checks)
 {
-    const unsigned char *v = value;
-    if (len == 0)
-        return -1;
-    for (size_t i = off / CAIRN_PIECE_BYTES; i <= (off + len - 1) / CAIRN_PIECE_BYTES; i++) {
-        size_t at = i * CAIRN_PIECE_BYTES;
-        size_t n = value_len - at < CAIRN_PIECE_BYTES ? value_len - at : CAIRN_PIECE_BYTES;
-        if (cairn_hash64(v + at, n) != checks[i])
-            return (int)i;
-    }
-    cairn_copy_scatter(list, 0, v + off, len);
-    return -1;
-}
-
-static void copy_memcpy(void *dst, const void *src, size_t len)
-{
-    memcpy(dst, src, len);
+    /* Scattering writes neither to the value nor to the checks. */
+    struct cairn_checked job = {.list = list,
+                                .flat = (unsigned char *)(uintptr_t)value,
+                                .value_len = value_len,
+                                .off = off,
+                                .len = len,
+                                .checks = (uint64_t *)(uintptr_t)checks,
+                                .secret = secret};
+    return len ? ops_for(len)->checked(&job) : -1;
 }
 
 uint32_t cairn_copy_variants(const char **names, cairn_copy_fn *fns, uint32_t cap)
 {
-    if (cap == 0)
-        return 0;
-    names[0] = "memcpy";
-    fns[0] = copy_memcpy;
-    return 1;
+    const struct cairn_copy_ops *ops[CAIRN_COPY_OPS_MAX];
+    uint32_t count = cairn_copy_candidates(ops);
+    uint32_t n = 0;
+    for (; n < count && n < cap; n++) {
+        names[n] = ops[n]->name;
+        fns[n] = ops[n]->flat;
+    }
+    return n;
 }

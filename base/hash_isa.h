@@ -1,10 +1,14 @@
-/* XXH3-64 per instruction set, for hash.c and its tests, and the one place that asks the CPU. */
+/* XXH3-64 per instruction set, and the one place that asks the CPU what it can do. */
 #ifndef CAIRN_BASE_HASH_ISA_H
 #define CAIRN_BASE_HASH_ISA_H
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+
+/* The secret of XXH3 with seed 0, for loops that hash while they copy. */
+#define CAIRN_HASH_SECRET_BYTES 192u
+void cairn_hash_secret(unsigned char secret[CAIRN_HASH_SECRET_BYTES]);
 
 #if defined(__x86_64__)
 

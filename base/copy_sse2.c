@@ -1,0 +1,8 @@
+#include "base/copy_checked.h"
+
+const struct cairn_copy_ops cairn_copy_ops_sse2 = {
+    .name = "sse2-nt8",
+    .flat = lanes_flat,
+    .walk = lanes_walk,
+    .checked = pieces_checked,
+};
