@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/mem.h"
 
 #define DEPTH_MAX 4096u
 #define THREADS_MAX 64u
@@ -152,7 +153,7 @@ static cairn_status pool_open(const struct cairn_ioq_params *params, struct cair
 {
     if (params->depth == 0 || params->depth > DEPTH_MAX)
         return CAIRN_INVAL;
-    struct pool *p = calloc(1, sizeof(*p));
+    struct pool *p = cairn_calloc(1, sizeof(*p));
     if (!p)
         return CAIRN_NOMEM;
     p->base.ops = &cairn_ioq_pool;

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/mem.h"
 
 /* user_data of what is not a caller's io; ios are pointers, so never this small */
 #define TAG_WAKE 1u
@@ -25,7 +26,7 @@
 #define SPARE_ENTRIES 2u
 #define DEPTH_MAX 4096u
 /* A ring for the depths in use, because its memory counts against RLIMIT_MEMLOCK (Linux 6.14). */
-#define PROBE_ENTRIES 64u
+#define PROBE_ENTRIES 256u
 /* The kernel takes no larger registered buffer. */
 #define PIECE_BYTES ((size_t)1 << 30)
 #define CLOSE_NS CAIRN_NS_PER_S
@@ -98,7 +99,7 @@ static void register_region(struct uring *u, void *region, size_t len)
     size_t count = (len + PIECE_BYTES - 1) / PIECE_BYTES;
     if (!region || count == 0 || count > UINT16_MAX)
         return;
-    struct iovec *iov = calloc(count, sizeof(*iov));
+    struct iovec *iov = cairn_calloc(count, sizeof(*iov));
     if (!iov)
         return;
     for (size_t i = 0; i < count; i++) {
@@ -117,7 +118,7 @@ static cairn_status uring_open(const struct cairn_ioq_params *p, struct cairn_io
 {
     if (p->depth == 0 || p->depth > DEPTH_MAX)
         return CAIRN_INVAL;
-    struct uring *u = calloc(1, sizeof(*u));
+    struct uring *u = cairn_calloc(1, sizeof(*u));
     if (!u)
         return CAIRN_NOMEM;
     u->base.ops = &cairn_ioq_uring;
