@@ -103,7 +103,7 @@ struct cairn_put {
 
 struct cairn_get {
     struct cairn_key key;
-    struct cairn_sgl out;        /* scattered into; its bytes must equal the value's or the range's */
+    struct cairn_sgl out;        /* scattered into; exactly the bytes of the value or range */
     const uint8_t *fingerprint;  /* 32 bytes the record must have been put with, or NULL */
     uint64_t offset;             /* range: first byte; out's length says how many */
     uint32_t flags;              /* CAIRN_GET_* */
