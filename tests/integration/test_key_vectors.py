@@ -1,4 +1,5 @@
-"""The test vectors of chunking/, by the independent side, and through the library if it is built."""
+"""The test vectors of chunking/, by the independent side and through the library
+if it is built."""
 import hashlib
 import json
 import pathlib

@@ -21,7 +21,7 @@ CXX = ["g++", "-x", "c++", "-std=c++11", "-pedantic", "-Wall", "-Wextra", "-Werr
 def run(*command, **more):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True,
                           check=False, **more)
-    assert done.returncode == 0, f"{command} ended with {done.returncode}:\n{done.stdout}{done.stderr}"
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 

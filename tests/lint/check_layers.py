@@ -29,10 +29,10 @@ THIRD_PARTY = {
 # All else between angle brackets is the C library, the kernel or the compiler.
 SYSTEM = re.compile(
     r"(assert|cpuid|ctype|dirent|dlfcn|errno|fcntl|getopt|grp|immintrin|emmintrin|x86intrin"
-    r"|inttypes|limits|linux/[a-z_]+|malloc|math|poll|pthread|pwd|sched|semaphore|setjmp|signal"
-    r"|spawn|stdalign|stdarg|stdatomic|stdbool|stddef|stdint|stdio|stdlib|stdnoreturn|string|strings|sys/[a-z_]+"
-    r"|syslog|termios|threads|time|unistd|ucontext|arm_neon|arm_acle|features|byteswap|endian"
-    r"|execinfo|ftw|glob|wchar|locale)\.h")
+    r"|inttypes|limits|linux/[a-z_]+|malloc|math|poll|pthread|pwd|sched|semaphore|setjmp"
+    r"|signal|spawn|stdalign|stdarg|stdatomic|stdbool|stddef|stdint|stdio|stdlib"
+    r"|stdnoreturn|string|strings|sys/[a-z_]+|syslog|termios|threads|time|unistd|ucontext"
+    r"|arm_neon|arm_acle|features|byteswap|endian|execinfo|ftw|glob|wchar|locale)\.h")
 
 PUBLIC_HEADER = "connector/cairn.h"
 PUBLIC_MAY_INCLUDE = {"stddef.h", "stdint.h"}

@@ -1,5 +1,5 @@
-/* A program as a user writes it, in the part of C99 that is C++ too: built outside this tree, from an
- * installed prefix, with pkg-config. It names a prompt, stores its chunks and gets them back. */
+/* A program as a user writes it, in the part of C99 that is C++ too: built outside this tree, from
+ * an installed prefix, with pkg-config. It names a prompt, stores its chunks, gets them back. */
 #include <cairn.h>
 #include <stdio.h>
 #include <string.h>
