@@ -372,10 +372,11 @@ size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, s
     while (held < count_keys) {
         uint32_t n = count_keys - held > 512 ? 512 : (uint32_t)(count_keys - held);
         pthread_mutex_lock(&v->lock);
-        uint32_t found = cairn_index_find_many(v->index, keys + held, n, 1, ids);
+        uint32_t seen = cairn_index_find_many(v->index, keys + held, n, 1, ids);
         pthread_mutex_unlock(&v->lock);
-        held += found;
-        if (found < n)
+        bool absent = seen && ids[seen - 1] == CAIRN_ENTRY_NONE;
+        held += seen - absent;
+        if (absent)
             break;
     }
     count(&v->c.lookups, 1);
