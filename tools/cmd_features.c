@@ -1,0 +1,45 @@
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "tools/cli.h"
+#include "tools/json.h"
+
+struct options {
+    bool json;
+};
+
+static const struct cairn_opt options[] = {
+    {.name = "json", .type = CAIRN_OPT_BOOL, .def = "no", .offset = offsetof(struct options, json),
+     .help = "print one JSON object"},
+    {.name = NULL},
+};
+
+static size_t fill(void *arg, char *out, size_t cap)
+{
+    return cairn_features(arg, out, cap);
+}
+
+static int run(const void *opts, char **args, uint32_t count)
+{
+    const struct options *o = opts;
+    char *text = cli_text(fill, count ? args[0] : NULL);
+    if (!text)
+        return CLI_FAILED;
+    if (o->json)
+        puts(text);
+    else
+        json_print_flat(stdout, text);
+    free(text);
+    return CLI_OK;
+}
+
+const struct cli_command cli_features = {
+    .name = "features",
+    .args = "[PATH]",
+    .args_max = 1,
+    .options = options,
+    .options_size = sizeof(struct options),
+    .run = run,
+    .help = "what this machine gives: huge pages, io_uring, copy and hash variants, O_DIRECT",
+    .more = "With PATH (a directory or a file) also what the file system it is on allows.\n",
+};

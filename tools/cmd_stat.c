@@ -1,0 +1,52 @@
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "tools/cli.h"
+#include "tools/json.h"
+
+struct options {
+    char store[4096];
+    bool json;
+};
+
+static const struct cairn_opt options[] = {
+    {.name = "store", .type = CAIRN_OPT_STRING, .offset = offsetof(struct options, store),
+     .max = sizeof(((struct options *)0)->store), .help = "where: embedded:///path"},
+    {.name = "json", .type = CAIRN_OPT_BOOL, .offset = offsetof(struct options, json), .def = "no",
+     .help = "print one JSON object"},
+    {.name = NULL},
+};
+
+static size_t fill(void *arg, char *out, size_t cap)
+{
+    return cairn_stats(arg, out, cap);
+}
+
+static int run(const void *opts, char **args, uint32_t count)
+{
+    (void)args;
+    (void)count;
+    const struct options *o = opts;
+    cairn_store *store = cli_open(o->store, true);
+    if (!store)
+        return CLI_FAILED;
+    char *text = cli_text(fill, store);
+    cairn_close(store);
+    if (!text)
+        return CLI_FAILED;
+    if (o->json)
+        puts(text);
+    else
+        json_print_flat(stdout, text);
+    free(text);
+    return CLI_OK;
+}
+
+const struct cli_command cli_stat = {
+    .name = "stat",
+    .args = "",
+    .options = options,
+    .options_size = sizeof(struct options),
+    .run = run,
+    .help = "statistics of a store: what it holds, what its log is, how recovery went",
+};
