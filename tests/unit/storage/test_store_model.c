@@ -599,7 +599,9 @@ int main(int argc, char **argv)
             rig_fail(&m.r, "no memory");
     }
     value_fill(m.side, 0, 1, 0, sizeof(m.side));
+    m.r.plan.off = true;
     rig_open(&m.r);
+    m.r.plan.off = !m.r.faults;
     m.dying = m.r.faults > 0;
     for (m.op = 0; m.op < m.r.ops; m.op++)
         step(&m);
