@@ -1,5 +1,7 @@
 #include "connector/uri.h"
 
+#include <pthread.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +32,8 @@ const struct cairn_opt cairn_uri_options[] = {
     {.name = "disk", .type = CAIRN_OPT_SIZE, .def = "8GiB", .min = 32 * MIB, .max = 15 * TIB,
      .offset = AT(disk), .help = "bytes of the log; only with a path"},
     {.name = "write", .type = CAIRN_OPT_CHOICE, .def = "through", .choices = write_names,
-     .offset = AT(write), .help = "when a value goes to disk: at put, when it leaves RAM, or only at flush"},
+     .offset = AT(write),
+     .help = "when a value goes to disk: at put, when it leaves RAM, or only at flush"},
     {.name = "verify", .type = CAIRN_OPT_CHOICE, .def = "first", .choices = verify_names,
      .offset = AT(verify), .help = "which reads from RAM are checked; reads from disk always are"},
     {.name = "policy", .type = CAIRN_OPT_CHOICE, .def = "s3fifo", .choices = policy_names,
@@ -56,10 +59,41 @@ const struct cairn_opt cairn_uri_options[] = {
     {.name = NULL},
 };
 
-static cairn_status bad(char *err, size_t cap, const char *fmt, const char *arg)
+static char help_text[4096];
+
+static void help_write(void)
 {
-    if (cap)
-        snprintf(err, cap, fmt, arg);
+    size_t at = 0;
+    for (const struct cairn_opt *o = cairn_uri_options; o->name; o++) {
+        int n = snprintf(help_text + at, sizeof help_text - at, "%s=%s  %s", o->name, o->def,
+                         o->help);
+        at += (size_t)n;
+        for (const char *const *c = o->choices; c && *c && at < sizeof help_text; c++)
+            at += (size_t)snprintf(help_text + at, sizeof help_text - at, "%s%s",
+                                   c == o->choices ? ": " : ", ", *c);
+        if (at + 2 > sizeof help_text)
+            break;
+        help_text[at++] = '\n';
+        help_text[at] = '\0';
+    }
+}
+
+const char *cairn_options_help(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, help_write);
+    return help_text;
+}
+
+__attribute__((format(printf, 3, 4)))
+static cairn_status bad(char *err, size_t cap, const char *fmt, ...)
+{
+    if (cap) {
+        va_list args;
+        va_start(args, fmt);
+        vsnprintf(err, cap, fmt, args);
+        va_end(args);
+    }
     return CAIRN_INVAL;
 }
 
@@ -135,8 +169,8 @@ cairn_status cairn_uri_parse(const char *uri, struct cairn_uri *u, char *err, si
     static const char scheme[] = "embedded:";
     memset(u, 0, sizeof *u);
     if (strncmp(uri, scheme, sizeof scheme - 1) != 0)
-        return bad(err, cap, "'%s': unknown kind of store; write embedded:///path?ram=1GiB&disk=8GiB"
-                             " or embedded:?ram=1GiB", uri);
+        return bad(err, cap, "'%s': unknown kind of store; write embedded:///path?ram=1GiB&"
+                             "disk=8GiB or embedded:?ram=1GiB", uri);
     const char *rest = uri + sizeof scheme - 1;
     const char *query = strchr(rest, '?');
     size_t len = query ? (size_t)(query - rest) : strlen(rest);

@@ -12,8 +12,11 @@ struct cairn_uri {
     uint64_t workers;
 };
 
-/* The options of a URI, for help. */
+/* The options of a URI. */
 extern const struct cairn_opt cairn_uri_options[];
+
+/* Public: connector/cairn.h has its contract. */
+const char *cairn_options_help(void);
 
 /* CAIRN_INVAL with one sentence in err that names the part and the fix. */
 cairn_status cairn_uri_parse(const char *uri, struct cairn_uri *ret, char *err, size_t err_cap);
