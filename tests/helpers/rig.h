@@ -1,4 +1,4 @@
-/* What the store's plain test programs share: options, a directory of their own, one way to fail. */
+/* What the store's plain test programs share: options, a directory, one way to fail. */
 #ifndef CAIRN_TESTS_RIG_H
 #define CAIRN_TESTS_RIG_H
 

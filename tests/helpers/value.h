@@ -26,7 +26,7 @@ void value_key(uint64_t id, uint8_t out[32]);
 void value_fill(void *out, uint64_t id, uint64_t gen, uint64_t off, size_t len);
 /* Offset in `data` of the first byte that differs, len if none does. */
 size_t value_check(const void *data, uint64_t id, uint64_t gen, uint64_t off, size_t len);
-/* The generation a whole value (from VALUE_NAMED bytes on) claims to be; 0 if it is not key id's. */
+/* The generation a whole value (from VALUE_NAMED bytes on) claims to be; 0: not of this key. */
 uint64_t value_generation(const void *data, size_t len, uint64_t id);
 
 #endif

@@ -247,7 +247,7 @@ def test_truncated_underneath(probe, place):
     assert int(wrong) == 0
     p.ask("flush")
     p.end()
-    # What is left is no log of that size any more, or one with less in it: no wrong byte either way.
+    # What is left is no log of that size, or one with less in it: no wrong byte either way.
     p = probe()
     answer = p.ask("open " + uri(place / "log"))
     if answer == "ok":

@@ -343,6 +343,14 @@ Test(extent, a_window_gives_back_what_a_large_neighbour_made_needless)
     cr_assert(cairn_extent_window(e, 5, 100, cost_is_owner, NULL, owners, 8, &count));
     cr_assert(count == 2 && owners[0] == 2 && owners[1] == 3);
     cairn_extents_destroy(e);
+
+    e = extents(110);
+    cr_assert_eq(cairn_extent_alloc(e, 100, 3), 0);
+    cr_assert_eq(cairn_extent_alloc(e, 5, 2), 100);
+    cr_assert_eq(cairn_extent_alloc(e, 5, 1), 105);
+    cr_assert(cairn_extent_window(e, 100, 100, cost_is_owner, NULL, owners, 8, &count));
+    cr_assert(count == 2 && owners[0] == 3 && owners[1] == 2);
+    cairn_extents_destroy(e);
 }
 
 /* --- a full arena with values of mixed sizes --- */

@@ -1,6 +1,7 @@
 /* One fault at a time, at every io of a short life of a store, on a simulated disk. Whatever the
- * device does: no wrong byte, nothing deleted or replaced comes back unless the device lied about a
- * write, no wait past its deadline, and what a flush acknowledged is there once the device is sound. */
+ * device does: no wrong byte, nothing deleted or replaced comes back unless the device lied about
+ * a write, no wait past its deadline, and what a flush acknowledged is there once the device is
+ * sound. */
 #include <criterion/criterion.h>
 #include <stdlib.h>
 #include <unistd.h>

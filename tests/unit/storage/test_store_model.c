@@ -60,7 +60,7 @@ static uint64_t deadline(void)
     return cairn_now_ns() + RIG_PATIENCE;
 }
 
-/* Forgets what has expired. Called before an operation: what expires during it may go either way. */
+/* Forgets what has expired before an operation: what expires during it may go either way. */
 static void settle_expiry(struct model *m)
 {
     uint64_t now = cairn_wall_ns();
@@ -561,7 +561,8 @@ static void check_worth(struct model *m)
            (unsigned long long)m->hits, (unsigned long long)m->misses,
            (unsigned long long)m->sure_hits, (unsigned long long)m->ranges,
            (unsigned long long)m->pinned, (unsigned long long)m->deleted,
-           (unsigned long long)m->expired, (unsigned long long)m->reopened, (unsigned long long)m->cuts,
+           (unsigned long long)m->expired, (unsigned long long)m->reopened,
+           (unsigned long long)m->cuts,
            (unsigned long long)(m->appended >> 20));
     if (m->r.ops < 1000 || m->r.faults)
         return;

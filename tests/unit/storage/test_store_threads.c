@@ -1,6 +1,6 @@
 /* Four threads on shared keys. A value names its generation; the oracle keeps, for each key, when
- * every write of a generation began and ended. A hit is wrong if its generation was refused, or if a
- * later write or delete had begun after it ended and had itself ended before the get began. */
+ * every write of a generation began and ended. A hit is wrong if its generation was refused, or if
+ * a later write or delete had begun after it ended and had itself ended before the get began. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
