@@ -18,8 +18,11 @@ def count(case):
         tested, passing, failing, crashing = map(int, found[-1])
         failed = failing + crashing
         return passing, max(failed, int(bad)), tested - passing - failed
-    if case.find("skipped") is not None or case.get("status") in ("notrun", "disabled"):
-        return 0, 0, 1
+    skipped = case.find("skipped")
+    if skipped is not None:
+        # ctest calls a program that it does not find skipped as well.
+        lacking = "Unable to find" in skipped.get("message", "") or "Unable to find" in text
+        return 0, int(lacking), int(not lacking)
     return int(not bad), int(bad), 0
 
 
