@@ -62,7 +62,7 @@ static cairn_status quantity_parse(const char *text, const struct unit *units, u
         for (const char *d = start; d < p; d++)
             scale *= 10;
     }
-    if (*p == ' ')
+    if (p[0] == ' ' && p[1] != '\0')
         p++;
     for (const struct unit *u = units; u->name; u++) {
         if (strcasecmp(p, u->name) != 0)
