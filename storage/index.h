@@ -39,7 +39,7 @@ void cairn_index_destroy(struct cairn_index *x);
 /* Entry number, or CAIRN_ENTRY_NONE. */
 uint32_t cairn_index_find(const struct cairn_index *x, const struct cairn_key *key);
 /* Many at once with prefetch: ids[i] for each key; stops after the first absent one if
- * stop_at_absent. Returns how many ids were written. */
+ * stop_at_absent. Returns how many ids were written, the CAIRN_ENTRY_NONE of that one included. */
 uint32_t cairn_index_find_many(const struct cairn_index *x, const struct cairn_key *keys,
                                uint32_t count, int stop_at_absent, uint32_t *ids);
 /* By the 16 bytes a footer has. */

@@ -27,6 +27,9 @@ struct cairn_policy_ops {
      * every call. */
     uint32_t (*victim)(struct cairn_policy *p, bool (*usable)(void *arg, uint32_t slot), void *arg,
                        uint32_t tries);
+    /* The same without a change of any order, for looking ahead of evictions. */
+    uint32_t (*peek)(const struct cairn_policy *p, bool (*usable)(void *arg, uint32_t slot),
+                     void *arg, uint32_t tries);
     /* Smaller = would leave sooner; for comparing neighbours. */
     uint64_t (*rank)(const struct cairn_policy *p, uint32_t slot);
 };

@@ -114,6 +114,17 @@ static uint32_t lru_victim(struct cairn_policy *p, bool (*usable)(void *arg, uin
     return UINT32_MAX;
 }
 
+static uint32_t lru_peek(const struct cairn_policy *p, bool (*usable)(void *arg, uint32_t slot),
+                         void *arg, uint32_t tries)
+{
+    const struct lru *l = (const struct lru *)p;
+    uint32_t slot = l->nodes[l->capacity].newer;
+    for (; slot != l->capacity && tries--; slot = l->nodes[slot].newer)
+        if (usable(arg, slot))
+            return slot;
+    return UINT32_MAX;
+}
+
 static uint64_t lru_rank(const struct cairn_policy *p, uint32_t slot)
 {
     const struct lru *l = (const struct lru *)p;
@@ -128,5 +139,6 @@ const struct cairn_policy_ops cairn_policy_lru = {
     .touch = lru_touch,
     .remove = lru_remove,
     .victim = lru_victim,
+    .peek = lru_peek,
     .rank = lru_rank,
 };

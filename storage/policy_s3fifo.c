@@ -235,6 +235,28 @@ static uint32_t s3_victim(struct cairn_policy *p, bool (*usable)(void *arg, uint
     return best;
 }
 
+static uint32_t s3_peek(const struct cairn_policy *p, bool (*usable)(void *arg, uint32_t slot),
+                        void *arg, uint32_t tries)
+{
+    const struct s3fifo *s = (const struct s3fifo *)p;
+    uint32_t slot = next_candidate(s), best = SLOT_OUT;
+    if (slot == SLOT_OUT)
+        return best;
+    uint8_t queue = s->nodes[slot].queue;
+    for (uint32_t q = 0; q < QUEUE_COUNT; q++, queue ^= 1) {
+        slot = s->nodes[s->capacity + queue].newer;
+        for (; slot < s->capacity && tries; tries--, slot = s->nodes[slot].newer) {
+            if (!usable(arg, slot))
+                continue;
+            if (!s->nodes[slot].freq)
+                return slot;
+            if (best == SLOT_OUT)
+                best = slot;
+        }
+    }
+    return best;
+}
+
 /* By how many passes it would survive, then by age. */
 static uint64_t s3_rank(const struct cairn_policy *p, uint32_t slot)
 {
@@ -254,5 +276,6 @@ const struct cairn_policy_ops cairn_policy_s3fifo = {
     .touch = s3_touch,
     .remove = s3_remove,
     .victim = s3_victim,
+    .peek = s3_peek,
     .rank = s3_rank,
 };

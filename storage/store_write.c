@@ -117,7 +117,7 @@ void write_ahead(struct cairn_vault *v)
     uint64_t target = v->arena_blocks / 8;
     uint64_t spare = cairn_extents_free_blocks(v->extents) + v->dirty_blocks;
     while (spare < target) {
-        uint32_t n = v->policy->ops->victim(v->policy, usable_unwritten, v, 256);
+        uint32_t n = v->policy->ops->peek(v->policy, usable_unwritten, v, 256);
         if (n == CAIRN_SLOT_NONE)
             break;
         write_queue(v, &v->slots[n]);

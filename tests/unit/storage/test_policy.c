@@ -161,6 +161,35 @@ Test(policy, a_search_is_bounded_and_passes_what_is_pinned)
     each_policy(victim_is_bounded);
 }
 
+static void peek_changes_nothing(const struct cairn_policy_ops *ops)
+{
+    struct cairn_policy *p = policy(ops->name, 100);
+    struct usable u = {.asked = 0};
+    cr_assert_eq(ops->peek(p, usable_some, &u, 100), NONE);
+    for (uint32_t i = 0; i < 100; i++) {
+        insert(p, i);
+        u.no[i] = i != 50;
+    }
+    for (int round = 0; round < 3; round++) {
+        u.asked = 0;
+        cr_assert_eq(ops->peek(p, usable_some, &u, 0), NONE);
+        cr_assert_eq(ops->peek(p, usable_some, &u, 50), NONE);
+        cr_assert_eq(u.asked, 50);
+        cr_assert_eq(ops->peek(p, usable_some, &u, 51), 50);
+    }
+    memset(u.no, 0, sizeof u.no);
+    for (uint32_t i = 0; i < 100; i++) {
+        cr_assert_eq(ops->peek(p, usable_some, &u, 1), i);
+        cr_assert_eq(evict(p), i);
+    }
+    ops->destroy(p);
+}
+
+Test(policy, looking_ahead_changes_no_order)
+{
+    each_policy(peek_changes_nothing);
+}
+
 static void tail_leaves_first(const struct cairn_policy_ops *ops)
 {
     struct cairn_policy *p = policy(ops->name, 20);
@@ -376,6 +405,26 @@ Test(s3fifo, a_short_search_falls_back_to_the_first_candidate)
     struct usable u = {.no = {[0] = true}};
     cr_assert_eq(p->ops->victim(p, usable_some, &u, 5), 1);
     cr_assert_eq(u.asked, 5);
+    p->ops->destroy(p);
+}
+
+/* What would be passed over is looked at after what would leave, in both queues. */
+Test(s3fifo, looking_ahead_prefers_what_would_leave)
+{
+    struct cairn_policy *p = policy("s3fifo", 8);
+    insert(p, 0);
+    p->ops->touch(p, 0);
+    cr_assert_eq(p->ops->victim(p, usable_all, NULL, 1), 0); /* into the main queue */
+    for (uint32_t i = 1; i < 4; i++) {
+        insert(p, i);
+        p->ops->touch(p, i);
+    }
+    struct usable u = {.asked = 0};
+    cr_assert_eq(p->ops->peek(p, usable_some, &u, 100), 1);
+    cr_assert_eq(u.asked, 4);
+    /* The small queue follows into the main one, and slot 0 is passed once. */
+    cr_assert_eq(p->ops->victim(p, usable_all, NULL, 4), 1);
+    cr_assert_eq(p->ops->peek(p, usable_all, NULL, 100), 0);
     p->ops->destroy(p);
 }
 
