@@ -3,9 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -159,6 +163,35 @@ BOTH(contents_direct_unaligned_region)
     /* Ends inside the memory used: what does not fit in is done unregistered. */
     uint8_t *m = memory(8 * MIB);
     contents(ops, true, m + BLOCK, 4 * MIB + BLOCK);
+}
+
+/* More than one registered buffer, and an io over the seam between two: the same 2 MiB of memory
+ * mapped again and again, so that the region costs no memory. */
+Test(ioq, region_in_pieces, .timeout = 60)
+{
+    const struct cairn_ioq_ops *ops = need("uring");
+    size_t gib = (size_t)1 << 30, len = gib + 2 * MIB;
+    int mem = memfd_create("cairn-test", MFD_CLOEXEC), fd = temp_file(true);
+    cr_assert_eq(ftruncate(mem, 2 * MIB), 0);
+    uint8_t *region = mmap(NULL, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    cr_assert_neq(region, MAP_FAILED);
+    for (size_t at = 0; at < len; at += 2 * MIB)
+        cr_assert_neq(mmap(region + at, 2 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED,
+                           mem, 0), MAP_FAILED);
+    struct cairn_ioq *q = open_queue(ops, fd, 4, region, len, NULL);
+    static const size_t places[] = {0, ((size_t)1 << 30) - BLOCK, (size_t)1 << 30};
+    for (uint32_t i = 0; i < 3; i++) {
+        uint8_t *buf = region + places[i];
+        value_fill(buf, i, 1, 0, 2 * BLOCK);
+        cr_assert_eq(run_one(q, io_of(CAIRN_IO_WRITE, buf, 2 * BLOCK, 0)), 2 * (int32_t)BLOCK);
+        memset(buf, 0, 2 * BLOCK);
+        cr_assert_eq(run_one(q, io_of(CAIRN_IO_READ, buf, 2 * BLOCK, 0)), 2 * (int32_t)BLOCK);
+        cr_assert_eq(value_check(buf, i, 1, 0, 2 * BLOCK), 2 * BLOCK);
+    }
+    cr_assert(ops->close(q));
+    munmap(region, len);
+    close(mem);
+    close(fd);
 }
 
 static void become_nobody(rlim_t memlock)
@@ -451,14 +484,14 @@ BOTH(close_with_ios_in_flight)
 
 /* --- an io that is stuck in the kernel for real: its buffer's page fault is never answered --- */
 
-static void *unanswered_memory(int *ret_uffd)
+static void *unanswered_memory(size_t len, int *ret_uffd)
 {
     int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
     struct uffdio_api api = {.api = UFFD_API};
     if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) != 0)
         cr_skip_test("userfaultfd: %s", strerror(errno));
-    void *p = memory(BLOCK);
-    struct uffdio_register r = {.range = {.start = (uintptr_t)p, .len = BLOCK},
+    void *p = memory(len);
+    struct uffdio_register r = {.range = {.start = (uintptr_t)p, .len = len},
                                 .mode = UFFDIO_REGISTER_MODE_MISSING};
     cr_assert_eq(ioctl(uffd, UFFDIO_REGISTER, &r), 0, "%s", strerror(errno));
     *ret_uffd = uffd;
@@ -468,7 +501,7 @@ static void *unanswered_memory(int *ret_uffd)
 BOTH(close_with_an_io_stuck_in_the_kernel)
 {
     int uffd = -1, fd = temp_file(false);
-    void *buf = unanswered_memory(&uffd);
+    void *buf = unanswered_memory(BLOCK, &uffd);
     struct cairn_ioq *q = open_queue(ops, fd, 2, NULL, 0, NULL);
     static struct cairn_io io;
     struct cairn_io *done;
@@ -524,6 +557,60 @@ BOTH(measure_depth)
     cr_assert_eq(cairn_ioq_measure_depth(ops, fd, region, 8 * len, 160 * MIB, len), 4,
                  "reads past the end fail");
     close(fd);
+}
+
+/* Reads that never come back must not hold up an open, and say that region is lost. */
+Test(ioq, measure_depth_of_a_device_that_hangs, .timeout = 60)
+{
+    int uffd = -1, fd = temp_file(false);
+    cr_assert_eq(ftruncate(fd, MIB), 0);
+    void *region = unanswered_memory(8 * BLOCK, &uffd);
+    uint64_t begin = cairn_now_ns();
+    uint32_t d = cairn_ioq_measure_depth(&cairn_ioq_pool, fd, region, 8 * BLOCK, MIB, BLOCK);
+    cr_assert_eq(d, 0);
+    cr_assert_lt(cairn_now_ns() - begin, 10 * CAIRN_NS_PER_S);
+    close(uffd);
+    close(fd);
+}
+
+/* --- io_uring refused --- */
+
+static void refuse_io_uring(uint32_t err)
+{
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | err),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog prog = {.len = sizeof(code) / sizeof(code[0]), .filter = code};
+    cr_assert_eq(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) != 0)
+        cr_skip_test("seccomp: %s", strerror(errno));
+}
+
+static void refused_with(uint32_t err, cairn_status want)
+{
+    char why[160] = "";
+    refuse_io_uring(err);
+    cr_assert_not(cairn_ioq_uring.probe(why, sizeof(why)));
+    cr_assert_not_null(strstr(why, "seccomp"), "%s", why);
+    cr_assert_eq(cairn_ioq_find("auto"), &cairn_ioq_pool);
+    struct cairn_ioq *q = NULL;
+    struct cairn_ioq_params p = {.fd = 0, .depth = 2};
+    cr_assert_eq(cairn_ioq_uring.open(&p, &q), want);
+    cr_assert_null(q);
+    contents(cairn_ioq_find("auto"), false, NULL, 0);
+}
+
+Test(ioq, refused_by_seccomp, .timeout = 60)
+{
+    refused_with(EPERM, CAIRN_PERM);
+}
+
+Test(ioq, unknown_to_the_kernel, .timeout = 60)
+{
+    refused_with(ENOSYS, CAIRN_UNSUPPORTED);
 }
 
 /* --- the fault decorator over a real engine --- */
