@@ -179,7 +179,8 @@ static bool piece_advance(struct piece_lane *p, const unsigned char *secret)
         if (p->before == 0 && r.len >= head + BLOCK_BYTES) {
             size_t fit = (r.len - head) / BLOCK_BYTES;
             memcpy(r.dst, r.src, head);
-            if (p->walk.gather && p->walk.iov + 1 < p->walk.end && p->walk.iov[1].len >= BLOCK_BYTES)
+            if (p->walk.gather && p->walk.iov + 1 < p->walk.end
+                && p->walk.iov[1].len >= BLOCK_BYTES)
                 prefetch_bytes(p->walk.iov[1].base, BLOCK_BYTES);
             p->read = r.src;
             p->run = (struct cairn_run){r.dst + head, r.src + head, 0};

@@ -1,6 +1,6 @@
-/* Copies of several runs at once ("lanes"), line by line in turn, with non-temporal stores. One core
- * keeps more memory requests in flight that way than with one run after the other. Included once by
- * each copy_<isa>.c and compiled for its instruction set. */
+/* Copies of several runs at once ("lanes"), line by line in turn, with non-temporal stores. One
+ * core keeps more memory requests in flight that way than with one run after the other. Included
+ * once by each copy_<isa>.c and compiled for its instruction set. */
 #ifndef CAIRN_BASE_COPY_LANES_H
 #define CAIRN_BASE_COPY_LANES_H
 

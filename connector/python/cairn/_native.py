@@ -111,8 +111,8 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL("libcairn.so.0")
     except OSError as e:
         raise NotFoundError(
-            "libcairn.so was not found; build it with \"deploy/run build\" in the checkout, or name "
-            f"the file in CAIRN_LIBRARY (looked at {', '.join(map(str, tried))})") from e
+            "libcairn.so was not found; build it with \"deploy/run build\" in the checkout, or "
+            f"name the file in CAIRN_LIBRARY (looked at {', '.join(map(str, tried))})") from e
 
 
 _lib: ctypes.CDLL | None = None

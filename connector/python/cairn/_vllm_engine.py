@@ -111,8 +111,9 @@ class Engine:
             pages = Pages(caches, self.cache.num_blocks)
             value = pages.block_bytes * self.chunk_blocks
             if value > self.store.value_max:
-                raise Unsupported(f"a chunk of {self.chunk_tokens} tokens has {value} bytes and the "
-                                  f"store takes values up to {self.store.value_max}; give it more ram")
+                raise Unsupported(
+                    f"a chunk of {self.chunk_tokens} tokens has {value} bytes and the store takes "
+                    f"values up to {self.store.value_max}; give it more ram")
             self.fields = _identity_fields(self, pages)
         except Unsupported as why:
             logger.warning("cairn: this engine runs without the cache: %s", why)

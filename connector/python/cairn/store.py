@@ -139,7 +139,7 @@ class Store:
         self._noted.add(identity.fingerprint)
 
     def note(self, identity: Identity) -> None:
-        """Makes the store remember an identity for why(). Keys of cairn.keys do it by themselves."""
+        """Makes the store remember an identity for why(). Keys of cairn.keys do it themselves."""
         with self._call() as handle:
             self._note(handle, identity)
 
@@ -147,9 +147,9 @@ class Store:
             replace: bool = False, *, expires: float | None = None,
             side: Sequence[bytes | None] | None = None, identity: Identity | None = None,
             timeout: float | None = None) -> list[bool]:
-        """Puts values under keys, a chain with its head first. A value is one contiguous buffer or a
-        list of buffers to gather. True = the whole value is visible in RAM now; False = not stored,
-        and stats() counts why. A held key keeps its bytes (and is True) unless replace.
+        """Puts values under keys, a chain with its head first. A value is one contiguous buffer or
+        a list of buffers to gather. True = the whole value is visible in RAM now; False = not
+        stored, and stats() counts why. A held key keeps its bytes (and is True) unless replace.
 
         parent: key before keys[0]. expires: wall-clock time (time.time()). side: typed side records
         a value.
@@ -176,9 +176,9 @@ class Store:
                  replace: bool = False, expires: float | None = None,
                  side: list[bytes] | None = None, identity: Identity | None = None,
                  timeout: float | None = None) -> np.ndarray:
-        """put for callers that know their memory: keys (n, 32) uint8; iov (m, 2) uint64, the address
-        and length of each run, the runs of a value one after another; counts (n,) uint32, runs a
-        value; parents (n, 32) where the keys are not one chain. Returns the status of each key. The
+        """put for callers that know their memory: keys (n, 32) uint8; iov (m, 2) uint64, the
+        address and length of each run, the runs of a value one after another; counts (n,) uint32,
+        runs a value; parents (n, 32) where the keys are not one chain. Returns the status of each key. The
         memory must stay as it is until this returns; nothing of it is checked here."""
         n = len(keys)
         batch = np.zeros(n, _native.PUT)
@@ -237,7 +237,7 @@ class Store:
     def get_runs(self, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
                  offsets: Any = None, identity: Identity | None = None,
                  timeout: float | None = None) -> np.ndarray:
-        """get for callers that know their memory; as put_runs. A negative offset: the whole value."""
+        """get for callers that know their memory; as put_runs. Negative offset: the whole value."""
         n = len(keys)
         batch = np.zeros(n, _native.GET)
         if n == 0:

@@ -321,8 +321,8 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
         return []
 
     def reset_cache(self) -> bool | None:
-        """What the engine asks for when its weights have changed under it: from here on nothing that
-        was stored before is named, and nothing that is stored now will be named by others."""
+        """What the engine asks for when its weights have changed under it: from here on nothing
+        that was stored before is named, and nothing stored now will be named by others."""
         # What running requests have computed so far, they computed with the old weights.
         self._tracked.clear()
         if self._engine is not None:
