@@ -31,7 +31,7 @@ def _of_buffer(buffer: Any, what: str, writable: bool) -> tuple[int, int, Any]:
             held = memoryview(buffer)
         except TypeError:
             raise TypeError(f"{what} is a {type(buffer).__name__}; give a contiguous buffer: "
-                            "bytes, bytearray, memoryview, a numpy array or a torch tensor") from None
+                            "bytes, bytearray, memoryview, numpy array or torch tensor") from None
         if not held.c_contiguous:
             raise InvalidError(f"{what} is a memoryview that is not contiguous")
         size, read_only = held.nbytes, held.readonly

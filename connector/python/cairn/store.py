@@ -178,8 +178,8 @@ class Store:
                  timeout: float | None = None) -> np.ndarray:
         """put for callers that know their memory: keys (n, 32) uint8; iov (m, 2) uint64, the
         address and length of each run, the runs of a value one after another; counts (n,) uint32,
-        runs a value; parents (n, 32) where the keys are not one chain. Returns the status of each key. The
-        memory must stay as it is until this returns; nothing of it is checked here."""
+        runs a value; parents (n, 32) where the keys are not one chain. Returns the status of each
+        key. The memory must stay as it is until this returns; nothing of it is checked here."""
         n = len(keys)
         batch = np.zeros(n, _native.PUT)
         if n == 0:
