@@ -33,8 +33,8 @@ struct bench_opts {
 struct bench_row {
     char name[56];
     const char *unit;
-    double value, limit, ratio; /* ratio: share of the limit reached; for a tail latency, times it */
-    const char *limit_name;
+    double value, limit, ratio; /* share of the limit reached; of a tail latency: times it */
+    char limit_name[64];
     double p50_us, p99_us, p999_us, cpu_s_per_gb;
 };
 

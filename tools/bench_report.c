@@ -13,9 +13,10 @@ extern const char bench_goals[]; /* tools/bench/goals.json, embedded by the buil
 
 struct bench_row bench_row(const char *unit, const char *limit_name)
 {
-    return (struct bench_row){.unit = unit, .limit_name = limit_name, .value = NAN, .limit = NAN,
-                              .ratio = NAN, .p50_us = NAN, .p99_us = NAN, .p999_us = NAN,
-                              .cpu_s_per_gb = NAN};
+    struct bench_row r = {.unit = unit, .value = NAN, .limit = NAN, .ratio = NAN, .p50_us = NAN,
+                          .p99_us = NAN, .p999_us = NAN, .cpu_s_per_gb = NAN};
+    snprintf(r.limit_name, sizeof r.limit_name, "%s", limit_name);
+    return r;
 }
 
 void bench_name(struct bench_row *r, const char *prefix, uint64_t size)

@@ -82,7 +82,7 @@ static bool check_values(struct cairn_vault *v, uint64_t records)
     return ok;
 }
 
-/* Reading as many bytes as the segments' footers hold, one after another, with nothing around it. */
+/* Reading as many bytes as the segments' footers hold, one after another and nothing else. */
 static bool measure_bare(struct bench *b, const char *path, struct log *log,
                          struct cairn_vault *v)
 {

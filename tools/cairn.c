@@ -138,8 +138,8 @@ static int run_command(const struct cli_command *c, int argc, char **argv)
         return cli_fail(CLI_USAGE, "%s: too few arguments: usage is cairn %s [options] %s", c->name,
                         c->name, c->args);
     if (count > c->args_max)
-        return cli_fail(CLI_USAGE, "%s: '%s' is one argument too many: usage is cairn %s [options] %s",
-                        c->name, args[c->args_max], c->name, c->args);
+        return cli_fail(CLI_USAGE, "%s: '%s' is one argument too many: usage is cairn %s [options] "
+                        "%s", c->name, args[c->args_max], c->name, c->args);
     return c->run(opts, args, count);
 }
 

@@ -6,8 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
+
+#include "connector/uri.h"
 
 #define FIELDS_MAX 128
 
@@ -149,7 +150,8 @@ static bool split_fields(char *text, char cut, struct cairn_field *fields, size_
             continue;
         char *value = strchr(name, '=');
         if (!value || value == name) {
-            cli_fail(2, "identity field '%s' is not name=value: write for instance model=llama", name);
+            cli_fail(2, "identity field '%s' is not name=value: write for instance model=llama",
+                     name);
             return false;
         }
         if (n == FIELDS_MAX) {
@@ -191,21 +193,27 @@ cairn_identity *cli_identity(const char *fields, const char *file)
     return id;
 }
 
-/* The log that a URI names, in a buffer of PATH_MAX; false for a store without a disk. */
-static bool log_path(const char *uri, char *out, size_t cap)
+/* A reading command makes no log, and takes little memory unless told how much. */
+static bool reading_uri(const char *uri, char *out, size_t cap)
 {
-    static const char scheme[] = "embedded://";
-    if (strncmp(uri, scheme, sizeof scheme - 1))
+    static struct cairn_uri u;
+    char err[512] = "";
+    if (cairn_uri_parse(uri, &u, err, sizeof err) != CAIRN_OK) {
+        cli_fail(2, "%s", err);
         return false;
-    const char *path = uri + sizeof scheme - 1;
-    size_t len = strcspn(path, "?");
-    if (!len || len >= cap)
+    }
+    if (!u.vault.path) {
+        cli_fail(2, "'%s' names no log: write embedded:///path/to/directory", uri);
         return false;
-    memcpy(out, path, len);
-    out[len] = 0;
-    struct stat st;
-    if (!stat(out, &st) && S_ISDIR(st.st_mode) && len + sizeof "/cairn.log" <= cap)
-        memcpy(out + len, "/cairn.log", sizeof "/cairn.log");
+    }
+    if (access(u.path, F_OK)) {
+        cli_fail(1, "no log at '%s': %s; check the path in --store, or put something first", u.path,
+                 strerror(errno));
+        return false;
+    }
+    const char *query = strchr(uri, '?');
+    bool has_ram = query && (strstr(query, "?ram=") || strstr(query, "&ram="));
+    snprintf(out, cap, "%s%s", uri, has_ram ? "" : query ? "&ram=256MiB" : "?ram=256MiB");
     return true;
 }
 
@@ -215,21 +223,12 @@ cairn_store *cli_open(const char *uri, bool must_exist)
         cli_fail(2, "no store given: add --store embedded:///path/to/directory");
         return NULL;
     }
-    char path[4096];
-    if (must_exist) {
-        if (!log_path(uri, path, sizeof path)) {
-            cli_fail(2, "'%s' names no log: write embedded:///path/to/directory", uri);
-            return NULL;
-        }
-        if (access(path, F_OK)) {
-            cli_fail(1, "no log at '%s': %s; check the path in --store, or put something first",
-                     path, strerror(errno));
-            return NULL;
-        }
-    }
+    char reading[8192];
+    if (must_exist && !reading_uri(uri, reading, sizeof reading))
+        return NULL;
     cairn_store *store = NULL;
     char err[512] = "";
-    cairn_status s = cairn_open(uri, &store, err, sizeof err);
+    cairn_status s = cairn_open(must_exist ? reading : uri, &store, err, sizeof err);
     if (s != CAIRN_OK) {
         cli_fail(s == CAIRN_INVAL ? 2 : 1, "%s", err[0] ? err : cairn_status_str(s));
         return NULL;

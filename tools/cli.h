@@ -29,7 +29,7 @@ extern const struct cli_command cli_features, cli_keys, cli_put, cli_get, cli_st
 /* Prints "cairn NAME: sentence" on stderr and returns the exit status given. */
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* One line on stderr that overwrites itself on a terminal; nothing otherwise but once every 10 %. */
+/* One line on stderr that overwrites itself on a terminal; elsewhere a line every 10 %. */
 void cli_progress(const char *what, uint64_t done, uint64_t total);
 
 /* 64 hexadecimal digits; false otherwise. */

@@ -2,6 +2,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/copy.h"
 #include "tools/bench.h"
 #include "tools/cli.h"
 
@@ -93,6 +94,7 @@ static int run(const void *opts, char **args, uint32_t count)
     if (access(o->path, W_OK))
         return cli_fail(CLI_USAGE, "bench: cannot write to '%s': give --path a directory on the "
                         "disk to measure", o->path);
+    cairn_copy_init();
     if (!o->json)
         bench_print_header();
     bool ok = run_families(&b, name, trace);
@@ -112,6 +114,6 @@ const struct cli_command cli_bench = {
     .options_size = sizeof(struct bench_opts),
     .run = run,
     .help = "measure Cairn beside this machine's own limits",
-    .more = "A figure is the median of rounds that alternate Cairn and the limit; bytes are checked\n"
-            "and failures are not counted. tools/README.md says what each figure is.\n",
+    .more = "A figure is the median of rounds that alternate Cairn and the limit; bytes are\n"
+            "checked and failures are not counted. tools/README.md says what each figure is.\n",
 };

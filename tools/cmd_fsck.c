@@ -16,8 +16,8 @@ static const struct cairn_opt options[] = {
      .help = "print every superblock, head, footer and record header, one JSON object a line"},
     {.name = "json", .type = CAIRN_OPT_BOOL, .offset = offsetof(struct options, json), .def = "no",
      .help = "print the report as one JSON object (after the dump, on a line of its own)"},
-    {.name = "quiet", .type = CAIRN_OPT_BOOL, .offset = offsetof(struct options, quiet), .def = "no",
-     .help = "no progress on standard error"},
+    {.name = "quiet", .type = CAIRN_OPT_BOOL, .offset = offsetof(struct options, quiet),
+     .def = "no", .help = "no progress on standard error"},
     {.name = NULL},
 };
 

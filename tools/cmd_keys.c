@@ -70,8 +70,8 @@ static uint32_t *read_tokens(const struct options *o, const char *path, size_t *
         return NULL;
     uint32_t *tokens = NULL;
     if (o->binary && len % 4) {
-        cli_fail(2, "'%s' holds %zu bytes, not a whole number of 32-bit tokens: check --binary", path,
-                 len);
+        cli_fail(2, "'%s' holds %zu bytes, not a whole number of 32-bit tokens: check --binary",
+                 path, len);
     } else if (o->binary) {
         tokens = calloc(len / 4 + 1, 4);
         for (size_t i = 0; tokens && i < len / 4; i++) {
@@ -161,7 +161,8 @@ static int make_keys(const struct options *o, const cairn_identity *id, const ch
 {
     struct cairn_key parent;
     if (o->parent[0] && !cli_parse_key(o->parent, &parent))
-        return cli_fail(2, "keys: '%s' is not a key: --parent takes 64 hexadecimal digits", o->parent);
+        return cli_fail(2, "keys: '%s' is not a key: --parent takes 64 hexadecimal digits",
+                        o->parent);
     uint8_t domain_key[DOMAIN_KEY_MAX];
     struct cairn_domain domain;
     if (!find_domain(o, domain_key, &domain))

@@ -57,7 +57,8 @@ static int run(const void *opts, char **args, uint32_t count)
     if (!cli_parse_key(args[0], &p.key))
         return cli_fail(2, "put: '%s' is not a key: give 64 hexadecimal digits", args[0]);
     if (o->parent[0] && !cli_parse_key(o->parent, &p.parent))
-        return cli_fail(2, "put: '%s' is not a key: --parent takes 64 hexadecimal digits", o->parent);
+        return cli_fail(2, "put: '%s' is not a key: --parent takes 64 hexadecimal digits",
+                        o->parent);
     bool named = o->identity[0] || o->identity_file[0];
     cairn_identity *id = named ? cli_identity(o->identity, o->identity_file) : NULL;
     if (named && !id)
