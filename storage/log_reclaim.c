@@ -1,0 +1,358 @@
+/* Reclaim: the oldest segment goes, whole, and what is worth it is appended again first. Strictly in
+ * the order of generations, so that an older copy is gone before the tombstone that forbids it.
+ * Prewriting: zeros over segments that were never used, when the device has nothing else to do. */
+#include "storage/nvme.h"
+
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+/* Prewriting waits for so much silence. */
+#define PREWRITE_QUIET_NS (5 * CAIRN_NS_PER_MS)
+#define TELL_AT_ONCE 1024u
+
+bool nvme_carrying(const struct cairn_nvme *t, const struct cairn_tier_op *op)
+{
+    return op == &t->reclaim.op;
+}
+
+static struct cairn_trailer_disk *trailer_of(struct nvme_reclaim *r)
+{
+    size_t len = (size_t)(cairn_footer_blocks(r->count) - 1) * CAIRN_BLOCK;
+    return (struct cairn_trailer_disk *)(void *)((uint8_t *)r->sums + len);
+}
+
+/* --- the list of what is in the segment: its footer, else its headers one by one --- */
+
+static void walk_next(struct cairn_nvme *t);
+
+static void list_complete(struct nvme_reclaim *r)
+{
+    r->at = 0;
+    r->step = RECLAIM_CHOOSE;
+}
+
+static void walk_done(struct cairn_nvme *t, struct nvme_io *x)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    const struct cairn_record_disk *h = x->block;
+    const struct nvme_seg *s = &t->segs[r->seg];
+    uint32_t block = x->aux;
+    if (x->res || !cairn_record_check(h, &t->shape, block, s->generation)) {
+        list_complete(r);
+        return;
+    }
+    cairn_summary_of(h, &r->sums[r->count++]);
+    r->at = block + h->loc.blocks;
+    r->step = RECLAIM_WALK;
+}
+
+static void walk_next(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    if (r->at >= nvme_seg_first(t, r->seg) + t->seg_blocks - 1) {
+        list_complete(r);
+        return;
+    }
+    struct nvme_io *x = nvme_io_take(t);
+    if (!x)
+        return;
+    x->aux = r->at;
+    x->done = walk_done;
+    r->step = RECLAIM_BUSY;
+    nvme_io_start(t, x, CAIRN_IO_READ, (uint64_t)r->at * CAIRN_BLOCK, x->block, CAIRN_BLOCK);
+}
+
+static void walk_begin(struct cairn_nvme *t)
+{
+    t->reclaim.count = 0;
+    t->reclaim.at = nvme_seg_first(t, t->reclaim.seg) + 1;
+    t->reclaim.step = RECLAIM_WALK;
+}
+
+static void footer_part_late(struct cairn_nvme *t, struct nvme_io *x)
+{
+    (void)x;
+    t->reclaim.flying--;
+}
+
+static void footer_part_done(struct cairn_nvme *t, struct nvme_io *x)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    r->failed = r->failed || x->res != 0;
+    /* The device holds the buffer: reclaiming stands still until it gives it back. */
+    if (!x->lost)
+        r->flying--;
+}
+
+static void footer_read(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    uint64_t end = ((uint64_t)nvme_seg_first(t, r->seg) + t->seg_blocks) * CAIRN_BLOCK;
+    while (r->issued < r->bytes && !r->failed) {
+        struct nvme_io *x = r->flying < 4 ? nvme_io_take(t) : NULL;
+        if (!x)
+            return;
+        uint64_t len = r->bytes - r->issued;
+        if (len > NVME_PIECE)
+            len = NVME_PIECE;
+        x->done = footer_part_done;
+        x->late = footer_part_late;
+        r->flying++;
+        nvme_io_start(t, x, CAIRN_IO_READ, end - r->bytes + r->issued,
+                      (uint8_t *)r->sums + r->issued, (uint32_t)len);
+        r->issued += len;
+    }
+    if (r->flying > 0)
+        return;
+    const struct cairn_trailer_disk *tr = trailer_of(r);
+    const struct nvme_seg *s = &t->segs[r->seg];
+    if (r->failed ||
+        cairn_trailer_check(tr, &t->shape, r->seg, s->generation) != CAIRN_VERDICT_OK ||
+        tr->count != r->count || !cairn_summaries_check(tr, r->sums, &t->shape))
+        walk_begin(t);
+    else
+        list_complete(r);
+}
+
+static void begin(struct cairn_nvme *t, uint32_t seg)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    const struct nvme_seg *s = &t->segs[seg];
+    r->seg = seg;
+    r->gone = r->carried = r->failed = false;
+    r->count = s->count;
+    r->issued = 0;
+    r->bytes = (uint64_t)cairn_footer_blocks(s->count) * CAIRN_BLOCK;
+    r->step = RECLAIM_LIST;
+    nvme_seg_set(t, seg, SEG_RECLAIMING);
+    if (s->no_footer)
+        walk_begin(t);
+}
+
+/* --- carrying over --- */
+
+/* Marks what is carried, from the end: a batch is appended tail first, so the heads of chains, worth
+ * most to a prefix cache, come last and get the budget first. */
+static void choose(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    uint64_t budget = t->shape.segment_bytes / 100 * t->o.reinsert_percent;
+    for (uint32_t i = r->count; i-- > 0;) {
+        struct cairn_summary_disk *s = &r->sums[i];
+        uint64_t len = (uint64_t)s->blocks * CAIRN_BLOCK;
+        s->pad0 = s->kind == CAIRN_RECORD_VALUE && len <= budget && s->blocks <= r->image_blocks &&
+                  !r->image_busy && t->host.wanted(t->host.arg, s);
+        if (s->pad0)
+            budget -= len;
+    }
+    r->step = RECLAIM_PICK;
+}
+
+static void carried_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
+{
+    (void)w;
+    (void)ok;
+    t->reclaim.at = 0;
+    t->reclaim.step = RECLAIM_TELL;
+}
+
+static void carry_stored(struct cairn_tier_op *op)
+{
+    struct cairn_nvme *t = op->owner;
+    struct nvme_reclaim *r = &t->reclaim;
+    const struct cairn_summary_disk *s = &r->sums[r->at];
+    r->image_busy = op->image_lost;
+    if (op->status == CAIRN_OK) {
+        r->carried = true;
+        nvme_count(&t->stats.reinserted_bytes, (uint64_t)s->blocks * CAIRN_BLOCK);
+        t->host.moved(t->host.arg, s, op->block);
+    }
+    r->at++;
+    r->step = RECLAIM_PICK;
+}
+
+static void carry_loaded(struct cairn_tier_op *op)
+{
+    struct cairn_nvme *t = op->owner;
+    struct nvme_reclaim *r = &t->reclaim;
+    r->image_busy = op->image_lost;
+    if (op->status != CAIRN_OK || t->off || t->closing) {
+        r->at++;
+        r->step = RECLAIM_PICK;
+        return;
+    }
+    op->kind = CAIRN_TIER_STORE;
+    op->done = carry_stored;
+    op->deadline_ns = UINT64_MAX;
+    nvme_list_push_front(&t->wq, op);
+}
+
+static void pick(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    /* With no segment left in reserve nothing is carried: room comes first. */
+    bool room = t->seg_ready != NVME_SEG_NONE || t->free_count > 0;
+    while (r->at < r->count && !(r->sums[r->at].pad0 && room && !r->image_busy && !t->off))
+        r->at++;
+    if (r->at == r->count) {
+        r->step = r->carried ? RECLAIM_BUSY : RECLAIM_TELL;
+        r->at = 0;
+        r->waiter.fn = carried_synced;
+        if (r->carried)
+            nvme_sync_want(t, &r->waiter);
+        return;
+    }
+    const struct cairn_summary_disk *s = &r->sums[r->at];
+    r->op = (struct cairn_tier_op){
+        .kind = CAIRN_TIER_LOAD,
+        .block = s->block,
+        .blocks = s->blocks,
+        .image = r->image,
+        .deadline_ns = cairn_deadline_ns(2 * t->o.io_deadline_ns),
+        .version = s->version,
+        .value_len = s->value_len,
+        .done = carry_loaded,
+        .owner = t,
+    };
+    memcpy(r->op.key.bytes, s->key, sizeof s->key);
+    r->step = RECLAIM_BUSY;
+    nvme_watch(t, r->op.deadline_ns);
+    nvme_list_push(&t->rq, &r->op);
+}
+
+/* --- letting go --- */
+
+static void tell(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    r->gone = true;
+    uint32_t n = r->count - r->at < TELL_AT_ONCE ? r->count - r->at : TELL_AT_ONCE;
+    if (n)
+        t->host.reclaim(t->host.arg, r->sums + r->at, n);
+    r->at += n;
+    if (r->at == r->count)
+        r->step = RECLAIM_PINS;
+}
+
+static void release(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    if (t->segs[r->seg].pins > 0)
+        return; /* every load ends at its deadline */
+    nvme_count(&t->stats.segments_reclaimed, 1);
+    nvme_seg_set(t, r->seg, t->segs[r->seg].lost ? SEG_SKIPPED : SEG_FREE);
+    r->seg = NVME_SEG_NONE;
+    r->step = RECLAIM_IDLE;
+}
+
+/* The oldest living segment if it can go; NONE while it is still being written. */
+static uint32_t oldest(const struct cairn_nvme *t)
+{
+    uint32_t best = NVME_SEG_NONE;
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        const struct nvme_seg *s = &t->segs[i];
+        if (s->state != SEG_FREE && s->state != SEG_SKIPPED &&
+            (best == NVME_SEG_NONE || s->generation < t->segs[best].generation))
+            best = i;
+    }
+    return best != NVME_SEG_NONE && t->segs[best].state == SEG_SEALED ? best : NVME_SEG_NONE;
+}
+
+void nvme_reclaim_pump(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    if (r->step == RECLAIM_IDLE) {
+        if (t->free_count >= NVME_FREE_MIN || t->off || (t->closing && !t->wq.head) ||
+            r->flying > 0)
+            return;
+        uint32_t seg = oldest(t);
+        if (seg == NVME_SEG_NONE)
+            return;
+        begin(t, seg);
+    }
+    if (r->step == RECLAIM_LIST)
+        footer_read(t);
+    if (r->step == RECLAIM_WALK)
+        walk_next(t);
+    if (r->step == RECLAIM_CHOOSE)
+        choose(t);
+    if (r->step == RECLAIM_PICK)
+        pick(t);
+    while (r->step == RECLAIM_TELL)
+        tell(t);
+    if (r->step == RECLAIM_PINS)
+        release(t);
+}
+
+/* --- prewriting --- */
+
+static void prewrite_late(struct cairn_nvme *t, struct nvme_io *x)
+{
+    (void)x;
+    nvme_seg_landed(t, t->prewrite.seg);
+}
+
+static void prewrite_done(struct cairn_nvme *t, struct nvme_io *x)
+{
+    t->prewrite.flying = false;
+    if (x->lost) {
+        /* The zeros may land later: nothing else goes there meanwhile. */
+        t->segs[t->prewrite.seg].lost++;
+        nvme_seg_set(t, t->prewrite.seg, SEG_SKIPPED);
+    }
+    if (x->res) {
+        t->o.prewrite = false;
+        return;
+    }
+    nvme_count(&t->stats.prewritten_bytes, x->len);
+    t->prewrite.at += x->len;
+    if (t->prewrite.at < t->shape.segment_bytes)
+        return;
+    t->prewritten = t->prewrite.seg + 1;
+    t->super_dirty = true;
+    t->prewrite.seg = NVME_SEG_NONE;
+}
+
+static bool quiet(struct cairn_nvme *t, uint64_t now)
+{
+    if (t->out > 0 || t->rq.head || t->wq.head || t->fifo_head) {
+        t->busy_ns = now;
+        return false;
+    }
+    if (now - t->busy_ns >= PREWRITE_QUIET_NS)
+        return true;
+    nvme_watch(t, t->busy_ns + PREWRITE_QUIET_NS);
+    return false;
+}
+
+void nvme_prewrite_pump(struct cairn_nvme *t, uint64_t now)
+{
+    if (!t->o.prewrite || t->prewrite.flying || t->off || t->closing)
+        return;
+    uint32_t seg = t->prewrite.seg;
+    if (seg == NVME_SEG_NONE || t->segs[seg].state != SEG_FREE) {
+        t->prewrite.at = 0;
+        for (seg = t->prewritten; seg < t->shape.segments; seg++) {
+            if (t->segs[seg].state == SEG_FREE && t->segs[seg].blank)
+                break;
+        }
+        if (seg == t->shape.segments) {
+            t->o.prewrite = false;
+            return;
+        }
+        t->prewrite.seg = seg;
+    }
+    if (!quiet(t, now))
+        return;
+    struct nvme_io *x = nvme_io_take(t);
+    if (!x)
+        return;
+    x->done = prewrite_done;
+    x->late = prewrite_late;
+    t->prewrite.flying = true;
+    nvme_io_start(t, x, CAIRN_IO_WRITE,
+                  (uint64_t)nvme_seg_first(t, seg) * CAIRN_BLOCK + t->prewrite.at,
+                  t->scratch, NVME_SCRATCH);
+}

@@ -1,0 +1,448 @@
+/* Recovery: what is in the log, from heads and footers, and for the few segments without a footer
+ * from their record headers. Runs before the loop; a clean stop and a crash take the same path. */
+#include "storage/nvme.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+/* Segments whose heads and trailers are read at once, and headers guessed ahead on a walk. */
+#define BATCH 32u
+#define GUESS 16u
+/* Versions stepped over when a segment could not be read: one of its records may have the highest,
+ * and may be readable again another day. */
+#define VERSIONS_UNSEEN (1ull << 32)
+
+struct recovery {
+    uint32_t flying;
+    uint32_t unread;   /* segments that could not be read or were damaged */
+    uint32_t floor, generation_max;
+    struct cairn_head_disk *heads;       /* of one batch */
+    struct cairn_trailer_disk *trailers;
+    int *errors;                         /* of both      */
+};
+
+static void batch_done(struct cairn_nvme *t, struct nvme_io *x)
+{
+    struct recovery *r = x->arg;
+    (void)t;
+    r->flying--;
+    r->errors[x->aux] = x->res;
+}
+
+static void batch_read(struct cairn_nvme *t, struct recovery *r, uint64_t off, void *buf,
+                       uint32_t len, uint32_t index)
+{
+    struct nvme_io *x = nvme_io_take(t);
+    r->errors[index] = -EAGAIN;
+    if (!x)
+        return;
+    x->arg = r;
+    x->aux = index;
+    x->done = batch_done;
+    r->flying++;
+    nvme_io_start(t, x, CAIRN_IO_READ, off, buf, len);
+}
+
+/* --- heads: which segments live --- */
+
+static void judge(struct cairn_nvme *t, struct recovery *r, uint32_t seg, uint32_t i)
+{
+    struct nvme_seg *s = &t->segs[seg];
+    uint32_t first = nvme_seg_first(t, seg) + 1;
+    const struct cairn_head_disk *h = &r->heads[i];
+    const struct cairn_trailer_disk *tr = &r->trailers[i];
+    s->next = s->done = s->synced = s->mark = first;
+    enum cairn_verdict v = CAIRN_VERDICT_FORMAT;
+    if (r->errors[i] == 0)
+        v = cairn_head_check(h, &t->shape, seg);
+    if (v == CAIRN_VERDICT_BLANK) {
+        s->blank = true;
+        return;
+    }
+    if (v != CAIRN_VERDICT_OK) {
+        r->unread++;
+        /* A damaged one may be used again: whatever it held is lost. One that cannot be read or is
+         * of another format is left alone. */
+        s->state = v == CAIRN_VERDICT_FORMAT ? SEG_SKIPPED : SEG_FREE;
+        return;
+    }
+    s->generation = h->generation;
+    if (h->generation > r->generation_max)
+        r->generation_max = h->generation;
+    if (h->floor > r->floor)
+        r->floor = h->floor;
+    s->state = SEG_SEALED;
+    s->no_footer = r->errors[BATCH + i] != 0 ||
+                   cairn_trailer_check(tr, &t->shape, seg, s->generation) != CAIRN_VERDICT_OK;
+    if (!s->no_footer)
+        s->count = tr->count;
+}
+
+static void read_heads(struct cairn_nvme *t, struct recovery *r)
+{
+    for (uint32_t from = 0; from < t->shape.segments; from += BATCH) {
+        uint32_t n = t->shape.segments - from < BATCH ? t->shape.segments - from : BATCH;
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t at = (uint64_t)nvme_seg_first(t, from + i) * CAIRN_BLOCK;
+            batch_read(t, r, at, &r->heads[i], CAIRN_BLOCK, i);
+            batch_read(t, r, at + t->shape.segment_bytes - CAIRN_BLOCK, &r->trailers[i],
+                       CAIRN_BLOCK, BATCH + i);
+        }
+        nvme_io_drain(t, &r->flying);
+        for (uint32_t i = 0; i < n; i++)
+            judge(t, r, from + i, i);
+    }
+}
+
+/* --- what is in them --- */
+
+static cairn_status report(struct cairn_nvme *t, const struct cairn_summary_disk *s, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (s[i].kind == CAIRN_RECORD_HOLE)
+            continue;
+        if (s[i].version > t->version_max)
+            t->version_max = s[i].version;
+        nvme_count(&t->stats.recovered_records, 1);
+        if (!t->host.recovered(t->host.arg, &s[i]))
+            return nvme_fail(t, CAIRN_NOMEM, "%s: no memory for its index; give it more", t->path);
+    }
+    return CAIRN_OK;
+}
+
+struct footer_read {
+    uint32_t seg;
+    struct recovery r;
+    int errors[32];
+};
+
+/* Asks for a sealed segment's summaries and trailer, into the buffer of f. */
+static void footer_start(struct cairn_nvme *t, struct footer_read *fr, struct nvme_footer *f)
+{
+    uint64_t bytes = (uint64_t)cairn_footer_blocks(t->segs[fr->seg].count) * CAIRN_BLOCK;
+    uint64_t end = ((uint64_t)nvme_seg_first(t, fr->seg) + t->seg_blocks) * CAIRN_BLOCK;
+    memset(fr->errors, 0, sizeof fr->errors);
+    fr->r.errors = fr->errors;
+    uint32_t i = 0;
+    for (uint64_t at = 0; at < bytes; at += NVME_PIECE, i++) {
+        uint32_t len = bytes - at < NVME_PIECE ? (uint32_t)(bytes - at) : NVME_PIECE;
+        batch_read(t, &fr->r, end - bytes + at, (uint8_t *)f->sums + at, len, i);
+    }
+}
+
+static cairn_status footer_finish(struct cairn_nvme *t, struct footer_read *fr,
+                                  struct nvme_footer *f)
+{
+    struct nvme_seg *s = &t->segs[fr->seg];
+    nvme_io_drain(t, &fr->r.flying);
+    bool ok = true;
+    for (uint32_t i = 0; i < 32; i++)
+        ok = ok && fr->errors[i] == 0;
+    size_t len = (size_t)(cairn_footer_blocks(s->count) - 1) * CAIRN_BLOCK;
+    const struct cairn_trailer_disk *tr =
+        (const struct cairn_trailer_disk *)(void *)((uint8_t *)f->sums + len);
+    ok = ok && cairn_trailer_check(tr, &t->shape, fr->seg, s->generation) == CAIRN_VERDICT_OK &&
+         tr->count == s->count && cairn_summaries_check(tr, f->sums, &t->shape);
+    if (!ok) {
+        s->no_footer = true;
+        return CAIRN_OK;
+    }
+    return report(t, f->sums, s->count);
+}
+
+static uint32_t next_sealed(const struct cairn_nvme *t, uint32_t seg)
+{
+    while (seg < t->shape.segments && (t->segs[seg].state != SEG_SEALED || t->segs[seg].no_footer))
+        seg++;
+    return seg;
+}
+
+/* While one segment's summaries go into the index the next ones are read. */
+static cairn_status read_footers(struct cairn_nvme *t)
+{
+    static const uint32_t ahead = NVME_FOOTERS;
+    struct footer_read fr[NVME_FOOTERS];
+    uint32_t n = 0, started = 0, seg = 0;
+    memset(fr, 0, sizeof fr);
+    cairn_status st = CAIRN_OK;
+    while (!st) {
+        while (started < n + ahead && (seg = next_sealed(t, seg)) < t->shape.segments) {
+            fr[started % ahead].seg = seg++;
+            footer_start(t, &fr[started % ahead], &t->footers[started % ahead]);
+            started++;
+        }
+        if (n == started)
+            break;
+        st = footer_finish(t, &fr[n % ahead], &t->footers[n % ahead]);
+        n++;
+    }
+    for (; n < started; n++)
+        nvme_io_drain(t, &fr[n % ahead].r.flying);
+    return st;
+}
+
+/* --- segments without a footer --- */
+
+struct walk {
+    uint32_t seg, block, session, synced;
+    struct nvme_footer *f;
+};
+
+/* Takes the header at w->block if it is the next of the chain. */
+static bool walk_take(struct cairn_nvme *t, struct walk *w, const struct cairn_record_disk *h)
+{
+    struct nvme_seg *s = &t->segs[w->seg];
+    if (!cairn_record_check(h, &t->shape, w->block, s->generation) ||
+        h->loc.session < w->session)
+        return false;
+    uint32_t end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    if (h->loc.blocks + cairn_footer_blocks(s->count + 1) > end - w->block)
+        return false;
+    w->session = h->loc.session;
+    if (h->loc.synced_block > w->synced)
+        w->synced = h->loc.synced_block;
+    cairn_summary_of(h, &w->f->sums[s->count++]);
+    w->block += h->loc.blocks;
+    return true;
+}
+
+/* Headers along the chain. Records of a log are mostly of one size: the next GUESS headers are
+ * read where they would be then, so that a full segment takes one round trip for many. */
+static void walk_headers(struct cairn_nvme *t, struct recovery *r, struct walk *w)
+{
+    struct cairn_record_disk *h = (struct cairn_record_disk *)(void *)r->heads;
+    uint32_t end = nvme_seg_first(t, w->seg) + t->seg_blocks - 1;
+    uint32_t stride = 0;
+    bool more = true;
+    while (more && w->block < end) {
+        uint32_t n = stride ? GUESS : 1, from = w->block;
+        for (uint32_t i = 0; i < n; i++) {
+            uint64_t at = from + (uint64_t)i * stride;
+            n = at < end ? n : i;
+            if (i < n)
+                batch_read(t, r, at * CAIRN_BLOCK, &h[i], CAIRN_BLOCK, i);
+        }
+        nvme_io_drain(t, &r->flying);
+        for (uint32_t i = 0; i < n && more && w->block == from + i * stride; i++) {
+            more = r->errors[i] == 0 && walk_take(t, w, &h[i]);
+            if (more)
+                stride = i == 0 || stride == 0 ? h[i].loc.blocks : stride;
+            if (more && n > 1 && h[i].loc.blocks != stride)
+                break;
+        }
+    }
+}
+
+/* Reads up to all stages full of the record's blocks from its byte `at` on; how much, 0 = failed. */
+static uint64_t stages_fill(struct cairn_nvme *t, struct recovery *r, uint32_t block, uint64_t at,
+                            uint64_t end)
+{
+    uint64_t have = end - at < NVME_STAGES * NVME_PIECE ? end - at : NVME_STAGES * NVME_PIECE;
+    uint32_t n = 0;
+    for (uint64_t got = 0; got < have; got += NVME_PIECE, n++) {
+        uint64_t len = have - got < NVME_PIECE ? have - got : NVME_PIECE;
+        batch_read(t, r, (uint64_t)block * CAIRN_BLOCK + at + got, t->stages + got, (uint32_t)len,
+                   n);
+    }
+    nvme_io_drain(t, &r->flying);
+    for (uint32_t i = 0; i < n; i++) {
+        if (r->errors[i])
+            return 0;
+    }
+    return have;
+}
+
+/* Are the bytes behind the header h what it says? */
+static bool payload_ok(struct cairn_nvme *t, struct recovery *r, const struct cairn_record_disk *h)
+{
+    uint64_t value_len = h->body.value_len;
+    uint64_t side = CAIRN_BLOCK + (uint64_t)cairn_blocks(value_len) * CAIRN_BLOCK;
+    for (uint64_t at = CAIRN_BLOCK, have; at < side; at += have) {
+        have = stages_fill(t, r, h->loc.block, at, side);
+        if (!have)
+            return false;
+        for (uint64_t p = 0; p < have; p += CAIRN_PIECE_BYTES) {
+            uint32_t piece = (uint32_t)((at - CAIRN_BLOCK + p) / CAIRN_PIECE_BYTES);
+            if (!cairn_piece_check(h, piece, t->stages + p))
+                return false;
+        }
+    }
+    if (h->body.side_len == 0)
+        return true;
+    uint64_t end = side + (uint64_t)cairn_blocks(h->body.side_len) * CAIRN_BLOCK;
+    return stages_fill(t, r, h->loc.block, side, end) > 0 && cairn_side_check(h, t->stages);
+}
+
+/* A record whose bytes did not all arrive becomes a hole, on the disk too: it must not pass for
+ * durable once records behind it say so. The hole is of the record's session: with a later one the
+ * chain would end at it. */
+static void verify_tail(struct cairn_nvme *t, struct recovery *r, const struct walk *w)
+{
+    struct nvme_seg *seg = &t->segs[w->seg];
+    struct cairn_record_disk *h = (struct cairn_record_disk *)(void *)r->heads;
+    for (uint32_t i = 0; i < seg->count; i++) {
+        struct cairn_summary_disk *s = &w->f->sums[i];
+        if (s->kind != CAIRN_RECORD_VALUE || s->block < w->synced)
+            continue;
+        uint64_t off = (uint64_t)s->block * CAIRN_BLOCK;
+        bool readable = nvme_io_now(t, CAIRN_IO_READ, off, h, CAIRN_BLOCK) == 0 &&
+                        cairn_record_check(h, &t->shape, s->block, seg->generation) &&
+                        h->loc.kind == CAIRN_RECORD_VALUE && h->loc.blocks == s->blocks;
+        if (readable && payload_ok(t, r, h))
+            continue;
+        uint32_t session = h->loc.session;
+        s->kind = CAIRN_RECORD_HOLE;
+        s->value_len = 0;
+        nvme_count(&t->stats.holes, 1);
+        nvme_hole_fill(t, h, w->seg, s->block, s->blocks);
+        h->loc.session = session;
+        cairn_loc_seal(&h->loc);
+        if (!readable || nvme_io_now(t, CAIRN_IO_WRITE, off, h, CAIRN_BLOCK) != 0)
+            seg->broken = true;
+    }
+}
+
+static bool seal_now(struct cairn_nvme *t, struct nvme_footer *f)
+{
+    uint32_t block;
+    int err = nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0);
+    nvme_footer_build(t, f, &block);
+    for (uint64_t at = 0; at < f->bytes && !err; at += NVME_PIECE) {
+        uint64_t len = f->bytes - at < NVME_PIECE ? f->bytes - at : NVME_PIECE;
+        err = nvme_io_now(t, CAIRN_IO_WRITE, (uint64_t)block * CAIRN_BLOCK + at,
+                          (uint8_t *)f->sums + at, (uint32_t)len);
+    }
+    return !err && nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0) == 0;
+}
+
+/* The oldest segment without a footer that has not been walked yet. */
+static uint32_t next_open(const struct cairn_nvme *t, uint32_t generation_above)
+{
+    uint32_t best = NVME_SEG_NONE;
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        const struct nvme_seg *s = &t->segs[i];
+        if (s->state == SEG_SEALED && s->no_footer && s->generation > generation_above &&
+            (best == NVME_SEG_NONE || s->generation < t->segs[best].generation))
+            best = i;
+    }
+    return best;
+}
+
+/* Is this the segment that appending was going on in? Then it goes on there. */
+static bool resumable(const struct cairn_nvme *t, uint32_t seg)
+{
+    const struct nvme_seg *s = &t->segs[seg];
+    uint32_t end = nvme_seg_first(t, seg) + t->seg_blocks;
+    if (s->broken || end - s->next < cairn_footer_blocks(s->count + 1) + 1)
+        return false;
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        const struct nvme_seg *o = &t->segs[i];
+        if (o->generation > s->generation && o->state == SEG_SEALED &&
+            !(o->no_footer && o->count == 0))
+            return false;
+    }
+    return true;
+}
+
+static cairn_status walk_segment(struct cairn_nvme *t, struct recovery *r, uint32_t seg)
+{
+    struct nvme_seg *s = &t->segs[seg];
+    struct walk w = {.seg = seg, .block = nvme_seg_first(t, seg) + 1, .f = &t->footers[0]};
+    s->count = 0;
+    walk_headers(t, r, &w);
+    s->next = s->done = w.block;
+    if (s->count == 0)
+        return CAIRN_OK;
+    verify_tail(t, r, &w);
+    return report(t, w.f->sums, s->count);
+}
+
+static cairn_status walk_segments(struct cairn_nvme *t, struct recovery *r)
+{
+    uint32_t generation = 0, seg;
+    while ((seg = next_open(t, generation)) != NVME_SEG_NONE) {
+        struct nvme_seg *s = &t->segs[seg];
+        generation = s->generation;
+        cairn_status st = walk_segment(t, r, seg);
+        if (st)
+            return st;
+        if (s->count == 0)
+            continue; /* opened and not used: free, once the others are judged */
+        /* Later ones may have a footer or records: then this one is finished. */
+        bool last = true;
+        for (uint32_t i = next_open(t, generation); i != NVME_SEG_NONE && last;
+             i = next_open(t, t->segs[i].generation)) {
+            struct walk ahead = {.seg = i, .block = nvme_seg_first(t, i) + 1, .f = &t->footers[1]};
+            walk_headers(t, r, &ahead);
+            last = t->segs[i].count == 0;
+            t->segs[i].count = 0;
+        }
+        t->footers[0].seg = seg;
+        if (last && resumable(t, seg)) {
+            t->seg_open = seg;
+            break;
+        }
+        s->no_footer = !seal_now(t, &t->footers[0]);
+        t->footers[0].seg = NVME_SEG_NONE;
+    }
+    return CAIRN_OK;
+}
+
+/* States as the loop wants them; the resumed segment's records are durable from here on. */
+static cairn_status settle(struct cairn_nvme *t, const struct recovery *r)
+{
+    t->free_count = 0;
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        struct nvme_seg *s = &t->segs[i];
+        if (s->state == SEG_SEALED && s->no_footer && s->count == 0)
+            s->state = SEG_FREE;
+        t->free_count += s->state == SEG_FREE;
+    }
+    atomic_store(&t->stats.segments_free, t->free_count);
+    if (r->unread) {
+        t->version_max += VERSIONS_UNSEEN;
+        cairn_log(CAIRN_LOG_WARN, "%s: %u segments are damaged or cannot be read", t->path,
+                  r->unread);
+    }
+    if (t->seg_open == NVME_SEG_NONE)
+        return CAIRN_OK;
+    struct nvme_seg *s = &t->segs[t->seg_open];
+    s->state = SEG_OPEN;
+    s->no_footer = false;
+    int err = nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0);
+    if (err)
+        return nvme_fail(t, CAIRN_IO, "%s cannot be synced: %s", t->path, strerror(-err));
+    s->synced = s->mark = s->next;
+    return CAIRN_OK;
+}
+
+cairn_status nvme_recover(struct cairn_nvme *t)
+{
+    uint64_t begin = cairn_now_ns();
+    int errors[2 * BATCH];
+    struct recovery r = {.errors = errors};
+    uint8_t *batch = t->scratch;
+    r.heads = (struct cairn_head_disk *)(void *)batch;
+    r.trailers = (struct cairn_trailer_disk *)(void *)(batch + (size_t)BATCH * CAIRN_BLOCK);
+    read_heads(t, &r);
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        if (t->segs[i].state == SEG_SEALED && t->segs[i].generation < r.floor)
+            t->segs[i].state = SEG_FREE;
+    }
+    if (r.generation_max >= t->generation_next) {
+        /* The superblock that reserved them is lost. */
+        t->generation_next = r.generation_max + 1;
+        t->generation_reserved = t->generation_next;
+        t->super_dirty = true;
+    }
+    cairn_status st = read_footers(t);
+    if (!st)
+        st = walk_segments(t, &r);
+    if (!st)
+        st = settle(t, &r);
+    atomic_store(&t->stats.recovery_ns, cairn_now_ns() - begin);
+    return st;
+}
