@@ -57,7 +57,8 @@ static size_t random_len(struct rng *r)
 {
     static const size_t special[] = {1,    63,    64,     65,     240,    241,    1023,   1024,
                                      1025, 4095,  4096,   4097,   16384,  32768,  65536,  262143,
-                                     262144, 262145, 524288, 524289, 1048576, 2949120, VALUE_MAX_BYTES};
+                                     262144, 262145, 524288, 524289, 1048576, 2949120,
+                                     VALUE_MAX_BYTES};
     if (rng_one_in(r, 3))
         return special[rng_below(r, sizeof(special) / sizeof(special[0]))];
     return 1 + rng_below(r, 1 + rng_below(r, VALUE_MAX_BYTES));
