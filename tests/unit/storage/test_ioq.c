@@ -268,6 +268,9 @@ BOTH(bad_params)
     cr_assert_eq(ops->open(&p, &q), CAIRN_INVAL);
     p.depth = UINT32_MAX;
     cr_assert_eq(ops->open(&p, &q), CAIRN_INVAL);
+    p.depth = 2;
+    p.fd = -1;
+    cr_assert(ops == &cairn_ioq_uring || ops->open(&p, &q) != CAIRN_OK);
     cr_assert_null(q);
     cr_assert(ops->close(NULL));
 }

@@ -494,3 +494,57 @@ Test(ioq_sim, faults_on_top, .timeout = 60)
     cr_assert(q->ops->close(q));
     cairn_sim_destroy(s);
 }
+
+/* Every fault at once, arguments drawn: each io comes back once, or counts as lost. */
+Test(ioq_sim, all_faults_at_once, .timeout = 120)
+{
+    enum { DEPTH = 64, IOS = 4000 };
+    for (uint64_t seed = 1; seed <= 4; seed++) {
+        struct cairn_sim *s = device(seed);
+        struct cairn_fault_plan plan = {.next = &cairn_ioq_sim, .next_arg = s, .seed = seed};
+        for (int f = 0; f < CAIRN_FAULT_COUNT; f++)
+            plan.rules[plan.rule_count++] = (struct cairn_fault_rule){
+                .fault = (enum cairn_fault)f, .arg = CAIRN_FAULT_RANDOM,
+                .ppm = f == CAIRN_FAULT_LOST || f == CAIRN_FAULT_GONE ? 1000 : 20000};
+        struct cairn_ioq_params p = {.fd = -1, .depth = DEPTH, .arg = &plan};
+        struct cairn_ioq *q;
+        struct rng rng = {seed};
+        cr_assert_eq(cairn_ioq_fault.open(&p, &q), CAIRN_OK);
+        static struct cairn_io io[IOS];
+        uint8_t *b = blocks(8);
+        struct cairn_io *done[DEPTH];
+        uint64_t sent = 0, back = 0, end = cairn_deadline_ns(60 * CAIRN_NS_PER_S);
+        for (;;) {
+            uint64_t lost = atomic_load(&plan.hit[CAIRN_FAULT_LOST]) +
+                            atomic_load(&plan.hit[CAIRN_FAULT_GONE]);
+            if (sent == IOS && back + lost == IOS)
+                break;
+            cr_assert_lt(cairn_now_ns(), end, "seed %lu", (unsigned long)seed);
+            while (sent < IOS) {
+                uint32_t n = 1 + (uint32_t)rng_below(&rng, 8);
+                io[sent] = io_of((enum cairn_io_kind)rng_below(&rng, 3), b, n * BLOCK,
+                                 rng_below(&rng, 100) * BLOCK);
+                if (!q->ops->submit(q, &io[sent]))
+                    break;
+                sent++;
+            }
+            uint32_t n = q->ops->poll(q, done, DEPTH);
+            if (n == 0)
+                q->ops->wait(q, cairn_deadline_ns(5 * MS));
+            for (uint32_t i = 0; i < n; i++) {
+                cr_assert_eq(done[i]->next, NULL, "came back twice");
+                done[i]->next = done[i];
+                cr_assert(done[i]->res == -EIO || done[i]->res == -ENOSPC ||
+                          (done[i]->res >= 0 && done[i]->res <= (int32_t)done[i]->len &&
+                           done[i]->res % (int32_t)BLOCK == 0), "res %d", done[i]->res);
+            }
+            back += n;
+        }
+        for (int f = 0; f < CAIRN_FAULT_COUNT; f++)
+            cr_assert(f == CAIRN_FAULT_LOST || f == CAIRN_FAULT_GONE ||
+                      atomic_load(&plan.hit[f]) > 0, "fault %d never hit", f);
+        cr_assert_eq(q->ops->close(q), back == IOS);
+        cairn_sim_destroy(s);
+        free(b);
+    }
+}
