@@ -226,12 +226,10 @@ static void walk_headers(struct cairn_nvme *t, struct recovery *r, struct walk *
                 batch_read(t, r, at * CAIRN_BLOCK, &h[i], CAIRN_BLOCK, i);
         }
         nvme_io_drain(t, &r->flying);
-        for (uint32_t i = 0; i < n && more && w->block == from + i * stride; i++) {
+        uint32_t guessed = stride;
+        for (uint32_t i = 0; i < n && more && w->block == from + i * guessed; i++) {
             more = r->errors[i] == 0 && walk_take(t, w, &h[i]);
-            if (more)
-                stride = i == 0 || stride == 0 ? h[i].loc.blocks : stride;
-            if (more && n > 1 && h[i].loc.blocks != stride)
-                break;
+            stride = more ? h[i].loc.blocks : 0;
         }
     }
 }
