@@ -54,6 +54,8 @@ def file_faults(path):
         text = (ROOT / path).read_text()
     except UnicodeDecodeError:
         return
+    if "\0" in text:
+        return
     lines = text.splitlines()
     code = path.suffix in CODE or text.startswith("#!")
     if text and not text.endswith("\n"):
