@@ -197,27 +197,28 @@ static void s3_remove(struct cairn_policy *p, uint32_t slot, bool evicted)
     s->count--;
 }
 
-/* Oldest slot of the queue whose turn it is, SLOT_OUT if all is empty. */
-static uint32_t next_candidate(const struct s3fifo *s)
+/* Oldest slot of the queue whose turn it is, SLOT_OUT if all is empty. `not_from`: a queue to take
+ * it from only if the other one is empty, QUEUE_COUNT for none. */
+static uint32_t next_candidate(const struct s3fifo *s, uint32_t not_from)
 {
     uint32_t small = s->nodes[s->capacity + QUEUE_SMALL].newer;
     uint32_t main = s->nodes[s->capacity + QUEUE_MAIN].newer;
     bool small_empty = small >= s->capacity, main_empty = main >= s->capacity;
+    if (small_empty || main_empty)
+        return !small_empty ? small : !main_empty ? main : SLOT_OUT;
+    if (not_from != QUEUE_COUNT)
+        return not_from == QUEUE_SMALL ? main : small;
     uint64_t total = s->weight[QUEUE_SMALL] + s->weight[QUEUE_MAIN];
-    if (small_empty && main_empty)
-        return SLOT_OUT;
-    if (main_empty || (!small_empty && s->weight[QUEUE_SMALL] >= total * SMALL_PERCENT / 100))
-        return small;
-    return main;
+    return s->weight[QUEUE_SMALL] >= total * SMALL_PERCENT / 100 ? small : main;
 }
 
 static uint32_t s3_victim(struct cairn_policy *p, bool (*usable)(void *arg, uint32_t slot),
                           void *arg, uint32_t tries)
 {
     struct s3fifo *s = (struct s3fifo *)p;
-    uint32_t best = SLOT_OUT;
+    uint32_t best = SLOT_OUT, not_from = QUEUE_COUNT;
     while (tries--) {
-        uint32_t slot = next_candidate(s);
+        uint32_t slot = next_candidate(s, not_from);
         if (slot == SLOT_OUT)
             break;
         struct s3_node *n = &s->nodes[slot];
@@ -226,6 +227,8 @@ static uint32_t s3_victim(struct cairn_policy *p, bool (*usable)(void *arg, uint
             return slot;
         if (may && best == SLOT_OUT)
             best = slot;
+        /* New values not yet on disk can fill the small queue: then the main one has victims. */
+        not_from = may ? QUEUE_COUNT : n->queue;
         /* Asked for again in the small queue: into the main one. There, each pass takes one off. */
         bool promote = n->queue == QUEUE_SMALL && n->freq;
         if (n->queue == QUEUE_MAIN && n->freq)
@@ -239,7 +242,7 @@ static uint32_t s3_peek(const struct cairn_policy *p, bool (*usable)(void *arg, 
                         void *arg, uint32_t tries)
 {
     const struct s3fifo *s = (const struct s3fifo *)p;
-    uint32_t slot = next_candidate(s), best = SLOT_OUT;
+    uint32_t slot = next_candidate(s, QUEUE_COUNT), best = SLOT_OUT;
     if (slot == SLOT_OUT)
         return best;
     uint8_t queue = s->nodes[slot].queue;

@@ -408,6 +408,25 @@ Test(s3fifo, a_short_search_falls_back_to_the_first_candidate)
     p->ops->destroy(p);
 }
 
+/* As when a burst of new values waits for the disk. */
+Test(s3fifo, a_queue_full_of_pinned_values_does_not_hide_the_other)
+{
+    struct cairn_policy *p = policy("s3fifo", 200);
+    struct usable u = {.asked = 0};
+    insert(p, 0);
+    p->ops->touch(p, 0);
+    cr_assert_eq(p->ops->victim(p, usable_all, NULL, 1), 0); /* into the main queue */
+    for (uint32_t i = 1; i < 200; i++) {
+        insert(p, i);
+        u.no[i] = true;
+    }
+    cr_assert_eq(p->ops->victim(p, usable_some, &u, 10), 0);
+    u.no[0] = true;
+    u.no[100] = false;
+    cr_assert_eq(p->ops->victim(p, usable_some, &u, 400), 100);
+    p->ops->destroy(p);
+}
+
 /* What would be passed over is looked at after what would leave, in both queues. */
 Test(s3fifo, looking_ahead_prefers_what_would_leave)
 {
