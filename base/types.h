@@ -128,11 +128,13 @@ const char *cairn_status_name(cairn_status s);
 /* Nearest status of an errno value; positive and negative values mean the same. */
 cairn_status cairn_status_from_errno(int err);
 
+/* Bytes of all runs; SIZE_MAX if they do not fit into a size_t. */
 static inline size_t cairn_sgl_bytes(const struct cairn_sgl *s)
 {
     size_t n = 0;
     for (uint32_t i = 0; i < s->count; i++)
-        n += s->iov[i].len;
+        if (__builtin_add_overflow(n, s->iov[i].len, &n))
+            return SIZE_MAX;
     return n;
 }
 

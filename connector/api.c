@@ -1,3 +1,4 @@
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -49,6 +50,10 @@ cairn_status cairn_open(const char *uri, cairn_store **ret, char *err, size_t er
         err_cap = sizeof scratch;
     }
     err[0] = '\0';
+    if (!uri || !ret) {
+        snprintf(err, err_cap, "cairn_open needs a URI and a place for the store");
+        return CAIRN_INVAL;
+    }
     pthread_once(&fork_once, watch_forks);
     struct cairn_store *s = calloc(1, sizeof *s);
     if (!s)

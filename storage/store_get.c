@@ -126,6 +126,7 @@ static struct flight admit(struct cairn_vault *v, const struct cairn_get *g)
     if (f.slot) {
         e->flags |= CAIRN_ENTRY_HIT;
         f.verify = needs_verify(v, f.slot);
+        slot_leave_orphans(v, f.slot);
         f.cause = CAIRN_CAUSE_NONE;
     }
     return f;

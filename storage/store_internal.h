@@ -39,6 +39,7 @@ struct slot {
     uint8_t cause;            /* of SLOT_FAILED                                             */
     bool checked;             /* verified since it came into RAM                            */
     bool in_policy;
+    bool orphan;              /* its parent was held nowhere when it came                   */
     bool waited;              /* somebody sleeps until loading ends                         */
 };
 
@@ -98,6 +99,7 @@ struct cairn_vault {
     uint64_t lost_writes_flushed; /* lost_writes at the last flush that reported them */
     uint32_t clock_hand;         /* of index eviction */
     uint32_t failed_slots;
+    uint32_t orphans;         /* slots in the policy that are orphans */
     struct seen_identity seen[CAIRN_IDENT_SLOTS];
     uint32_t seen_count;
     uint64_t resident_bytes, resident_count;
@@ -134,6 +136,7 @@ void slot_unpin(struct cairn_vault *v, struct slot *s);
 void slot_release(struct cairn_vault *v, struct slot *s);
 /* Cuts the slot from its entry; the memory goes with the last pin. */
 void slot_detach(struct cairn_vault *v, struct slot *s);
+void slot_leave_orphans(struct cairn_vault *v, struct slot *s);
 void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight);
 void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32]);
 void slot_evict(struct cairn_vault *v, struct slot *s);

@@ -203,7 +203,8 @@ static cairn_status publish(struct cairn_vault *v, struct cairn_put *p, struct s
 
 static cairn_status check_put(const struct cairn_vault *v, const struct cairn_put *p, size_t len)
 {
-    if (len == 0 || p->side_len > CAIRN_SIDE_MAX || (p->side_len && !p->side) ||
+    static const struct cairn_key none;
+    if (len == 0 || memcmp(&p->key, &none, sizeof none) == 0 || p->side_len > CAIRN_SIDE_MAX || (p->side_len && !p->side) ||
         p->value.mem != CAIRN_MEM_HOST)
         return CAIRN_INVAL;
     return len > v->value_max ? CAIRN_TOOBIG : CAIRN_OK;

@@ -46,8 +46,15 @@ void slot_unpin(struct cairn_vault *v, struct slot *s)
     slot_release(v, s);
 }
 
+void slot_leave_orphans(struct cairn_vault *v, struct slot *s)
+{
+    v->orphans -= s->orphan;
+    s->orphan = false;
+}
+
 static void leave_policy(struct cairn_vault *v, struct slot *s, bool evicted)
 {
+    slot_leave_orphans(v, s);
     if (s->in_policy)
         v->policy->ops->remove(v->policy, slot_number(v, s), evicted);
     s->in_policy = false;
@@ -115,7 +122,12 @@ void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight)
 
 void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32])
 {
+    static const uint8_t none[32];
     uint32_t id = cairn_index_find16(v->index, parent_key);
+    if (id == CAIRN_ENTRY_NONE && memcmp(parent_key, none, sizeof none) != 0) {
+        s->orphan = true;
+        v->orphans++;
+    }
     if (id == CAIRN_ENTRY_NONE || id == s->entry)
         return;
     struct cairn_entry *e = cairn_index_entry(v->index, id);
@@ -182,10 +194,21 @@ static uint64_t evict_cost(void *arg, uint32_t n)
     return v->policy->ops->rank(v->policy, n);
 }
 
-/* A chain loses its tail before its head: a victim with resident children only if all have some. */
+static bool usable_orphan(void *arg, uint32_t n)
+{
+    const struct cairn_vault *v = arg;
+    return v->slots[n].orphan && usable_tail(arg, n);
+}
+
+/* A chain loses its tail before its head. First goes what no lookup can reach, since the chain
+ * before it is gone; then what has no resident children; anything only if all have some. */
 static uint32_t pick_victim(struct cairn_vault *v)
 {
-    uint32_t n = v->policy->ops->victim(v->policy, usable_tail, v, 128);
+    uint32_t n = CAIRN_SLOT_NONE;
+    if (v->orphans)
+        n = v->policy->ops->peek(v->policy, usable_orphan, v, 64);
+    if (n == CAIRN_SLOT_NONE)
+        n = v->policy->ops->victim(v->policy, usable_tail, v, 128);
     if (n == CAIRN_SLOT_NONE)
         n = v->policy->ops->victim(v->policy, usable_any, v, v->slot_count);
     return n;
