@@ -1,0 +1,204 @@
+"""A real vLLM with Cairn behind it, in a process of its own that can be killed.
+
+`EngineProcess` starts this file as a program and asks it, a JSON object a line; the answers come
+back the same way. What vLLM prints goes to a log file."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+class EngineError(Exception):
+    pass
+
+
+class EngineProcess:
+    def __init__(self, model: Path, uri: str | None, log: Path, *, hash_seed: int = 0,
+                 kv_gib: int = 2, multiprocess: bool = False, max_len: int = 8192,
+                 block: int | None = None) -> None:
+        self.log = log
+        env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), HF_HUB_OFFLINE="1",
+                   TRANSFORMERS_OFFLINE="1", VLLM_NO_USAGE_STATS="1",
+                   VLLM_CPU_KVCACHE_SPACE=str(kv_gib), TOKENIZERS_PARALLELISM="false",
+                   VLLM_ENABLE_V1_MULTIPROCESSING="1" if multiprocess else "0")
+        given = json.dumps({"model": str(model), "uri": uri, "max_len": max_len, "block": block})
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, __file__, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=output, env=env, text=True)
+        self.pid = self._process.pid
+        self.identity = self._answer()["identity"]
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            code = self._process.wait()
+            raise EngineError(f"the engine's process ended with {code}; its output is in {self.log}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise EngineError(f"{answer['error']} (the engine's output is in {self.log})")
+        return answer
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        assert self._process.stdin
+        try:
+            self._process.stdin.write(json.dumps(question) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says how it ended
+        return self._answer()
+
+    def answer(self, tokens: list[int], *, max_tokens: int = 8,
+               salt: str | None = None) -> dict[str, Any]:
+        """Generates greedily: ttft_s, cached_tokens (what the engine says), loaded_tokens and
+        loaded_bytes (what Cairn brought), text, and logprobs, a dict a token."""
+        return self.ask(do="answer", tokens=tokens, max_tokens=max_tokens, salt=salt)
+
+    def tokens(self, text: str) -> list[int]:
+        found: list[int] = self.ask(do="tokens", text=text)["tokens"]
+        return found
+
+    def reset(self) -> None:
+        """Empties the engine's own prefix cache."""
+        if not self.ask(do="reset")["done"]:
+            raise EngineError("the engine did not reset its prefix cache")
+
+    def flush(self) -> None:
+        self.ask(do="flush")
+
+    def stats(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask(do="stats")["stats"]
+        return found
+
+    def kill(self) -> None:
+        """kill -9, as the machine would."""
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """A clean stop."""
+        self.ask(do="stop")
+        code = self._process.wait(timeout=120)
+        if code != 0:
+            raise EngineError(f"the engine's process ended with {code}; its output is in {self.log}")
+
+    def __enter__(self) -> EngineProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+class _Server:
+    """The program's side."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        from vllm import LLM
+        from vllm.config import KVTransferConfig
+        options: dict[str, Any] = {}
+        if given["uri"]:
+            options["kv_transfer_config"] = KVTransferConfig(
+                kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
+                kv_role="kv_both", kv_connector_extra_config={"uri": given["uri"]})
+        if given["block"]:
+            options["block_size"] = given["block"]
+        self.llm = LLM(model=given["model"], enforce_eager=True, max_model_len=given["max_len"],
+                       seed=0, **options)
+        from cairn._vllm_engine import engines
+        # With vLLM's own engine process these are over there.
+        self.cairn = engines()[0] if engines() else None
+        self.count = 0
+
+    def identity(self) -> dict[str, str] | None:
+        known = self.cairn and self.cairn.identity
+        return known.fields if known else None
+
+    def _loaded(self) -> tuple[int, int]:
+        if self.cairn is None:
+            return 0, 0
+        c = self.cairn.counters
+        return c.loaded_blocks * self.cairn.block_tokens, c.loaded_bytes
+
+    def answer(self, tokens: list[int], max_tokens: int, salt: str | None) -> dict[str, Any]:
+        from vllm import SamplingParams
+        engine = self.llm.llm_engine
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5)
+        prompt: Any = {"prompt_token_ids": tokens}
+        if salt:
+            prompt["cache_salt"] = salt
+        self.count += 1
+        before = self._loaded()
+        first = final = None
+        start = time.perf_counter()
+        engine.add_request(str(self.count), prompt, params)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                if first is None and output.outputs[0].token_ids:
+                    first = time.perf_counter() - start
+                final = output
+        if first is None or final is None:
+            raise EngineError("the engine gave no token")
+        after = self._loaded()
+        said = final.outputs[0]
+        return {"ttft_s": first, "cached_tokens": final.num_cached_tokens or 0,
+                "loaded_tokens": after[0] - before[0], "loaded_bytes": after[1] - before[1],
+                "text": said.text, "finish": said.finish_reason,
+                "logprobs": [{str(t): p.logprob for t, p in step.items()}
+                             for step in said.logprobs or []]}
+
+    def handle(self, q: dict[str, Any]) -> dict[str, Any]:
+        if q["do"] == "answer":
+            return self.answer(q["tokens"], q["max_tokens"], q["salt"])
+        if q["do"] == "tokens":
+            return {"tokens": self.llm.get_tokenizer()(q["text"])["input_ids"]}
+        if q["do"] == "reset":
+            return {"done": bool(self.llm.reset_prefix_cache())}
+        if q["do"] == "flush" and self.cairn:
+            self.cairn.store.flush()
+            return {}
+        if q["do"] == "stats" and self.cairn:
+            return {"stats": dict(self.cairn.store.stats(),
+                                  connector=vars(self.cairn.counters))}
+        if q["do"] == "stop":
+            self.llm.llm_engine.engine_core.shutdown()
+            return {}
+        raise EngineError(f"{q['do']} cannot be done here")
+
+
+def _serve() -> int:
+    # vLLM prints to stdout: the answers get a descriptor of their own.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def reply(answer: dict[str, Any]) -> None:
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+    try:
+        server = _Server(json.loads(sys.argv[1]))
+        reply({"identity": server.identity()})
+    except Exception as e:
+        reply({"error": f"the engine did not start: {e}"})
+        raise
+    for line in sys.stdin:
+        question = json.loads(line)
+        try:
+            reply(server.handle(question))
+        except Exception as e:
+            reply({"error": f"{type(e).__name__}: {e}"})
+        if question["do"] == "stop":
+            break
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_serve())
