@@ -5,10 +5,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/mem_available.h"
 
 #define MIB (1ull << 20)
 
@@ -201,4 +203,60 @@ Test(mem, nth_allocation_fails_once)
     a[0] = cairn_malloc(1);
     cr_assert_not_null(a[0]);
     free(a[0]);
+}
+
+/* Writes root/path, with the folders on the way. */
+static void put_file(const char *root, const char *path, const char *text)
+{
+    char full[512];
+    snprintf(full, sizeof(full), "%s/%s", root, path);
+    for (char *p = full + strlen(root) + 1; (p = strchr(p, '/')); p++) {
+        *p = '\0';
+        mkdir(full, 0700);
+        *p = '/';
+    }
+    FILE *f = fopen(full, "w");
+    cr_assert_not_null(f, "%s", full);
+    fputs(text, f);
+    fclose(f);
+}
+
+static void remove_tree(const char *root)
+{
+    char command[300];
+    snprintf(command, sizeof(command), "rm -r '%s'", root);
+    cr_assert_eq(system(command), 0);
+}
+
+Test(mem, cgroups_of_both_versions)
+{
+    char v2[] = "/tmp/cairn-test-XXXXXX", v1[] = "/tmp/cairn-test-XXXXXX";
+    cr_assert_not_null(mkdtemp(v2));
+    cr_assert_not_null(mkdtemp(v1));
+    put_file(v2, "memory.stat", "");
+    put_file(v2, "a/memory.max", "1000000\n");
+    put_file(v2, "a/memory.current", "900000\n");
+    put_file(v2, "a/memory.stat", "anon 5\ninactive_file 100000\nactive_file 50000\n");
+    put_file(v2, "a/b/memory.max", "max\n");
+    put_file(v2, "a/b/memory.current", "5\n");
+    put_file(v2, "full/memory.max", "10\n");
+    put_file(v2, "full/memory.current", "11\n");
+    cr_assert_eq(cairn_cgroup_available("0::/a/b\n", v2), 250000, "the limit is one above");
+    cr_assert_eq(cairn_cgroup_available("0::/a", v2), 250000);
+    cr_assert_eq(cairn_cgroup_available("0::/\n", v2), UINT64_MAX);
+    cr_assert_eq(cairn_cgroup_available("0::/elsewhere/../x\n", v2), UINT64_MAX);
+    cr_assert_eq(cairn_cgroup_available("0::/full\n", v2), 0);
+
+    put_file(v1, "memory/memory.limit_in_bytes", "7000\n");
+    put_file(v1, "memory/memory.usage_in_bytes", "4000\n");
+    put_file(v1, "memory/memory.stat", "cache 9\ntotal_inactive_file 500\ntotal_active_file 9\n");
+    cr_assert_eq(cairn_cgroup_available("5:cpu:/x\n4:memory:/of/the/host\n0::/\n", v1), 3509);
+    cr_assert_eq(cairn_cgroup_available("5:cpu,memory:/\n", v1), 3509);
+
+    static const char *const odd[] = {"", "\n", "0", "0:", "0::", "4:memory:", "4:memory", ":::",
+                                      "4:memory:relative", "\n\n0::a/b\n"};
+    for (size_t i = 0; i < sizeof(odd) / sizeof(odd[0]); i++)
+        cr_assert_eq(cairn_cgroup_available(odd[i], v1), UINT64_MAX, "'%s'", odd[i]);
+    remove_tree(v1);
+    remove_tree(v2);
 }
