@@ -184,6 +184,8 @@ void nvme_super_image(struct cairn_nvme *t, struct cairn_super_disk *ret)
     ret->session = t->session;
     ret->generation_next = t->generation_reserved;
     ret->state = t->created ? CAIRN_SUPER_CREATING : CAIRN_SUPER_WHOLE;
+    ret->closed_generation = t->closed_generation;
+    ret->closed_block = t->closed_block;
     cairn_super_seal(ret);
 }
 
@@ -266,7 +268,7 @@ static cairn_status refuse(struct cairn_nvme *t, enum cairn_verdict a, enum cair
 /* Is the file one that a crash left before its first superblock was complete? */
 static bool embryo(uint64_t size, enum cairn_verdict a, enum cairn_verdict b)
 {
-    return size <= 2 * CAIRN_BLOCK && (a == CAIRN_VERDICT_BLANK || size == 0) &&
+    return size <= 2 * CAIRN_BLOCK && size % CAIRN_BLOCK == 0 && (a == CAIRN_VERDICT_BLANK || size == 0) &&
            (b == CAIRN_VERDICT_BLANK || size <= CAIRN_BLOCK);
 }
 
