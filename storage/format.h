@@ -143,7 +143,9 @@ struct cairn_super_disk {
     uint32_t session;         /* of the opening that wrote this                               */
     uint32_t generation_next; /* generations from here on were never used                     */
     uint32_t state;           /* enum cairn_super_state                                       */
-    uint8_t pad1[4012];
+    uint32_t closed_generation; /* after a clean close, life of the segment left open, else 0;  */
+    uint32_t closed_block;    /* its records below are whole: fsck tells damage from tearing  */
+    uint8_t pad1[4004];
     uint64_t check;           /* XXH3-64 of the block before it; at this place in any format  */
 };
 _Static_assert(sizeof(struct cairn_super_disk) == CAIRN_BLOCK, "superblock is one block");

@@ -21,6 +21,7 @@ struct fsck {
     int fd;
     uint64_t size;
     struct cairn_log_shape shape;
+    uint32_t closed_generation, closed_block; /* as in the superblock */
     struct cairn_fsck_report *r;
     uint8_t *buf;                /* READ_BYTES                  */
     struct cairn_record_disk *h; /* one block                   */
@@ -120,6 +121,8 @@ static cairn_status supers(struct fsck *f)
     memcpy(f->shape.uuid, s[second].uuid, sizeof f->shape.uuid);
     f->shape.segment_bytes = s[second].segment_bytes;
     f->shape.segments = s[second].segments;
+    f->closed_generation = s[second].closed_generation;
+    f->closed_block = s[second].closed_block;
     uint64_t want = CAIRN_DATA_OFFSET + f->shape.segments * f->shape.segment_bytes;
     if (f->size < want)
         return fail(f, CAIRN_CORRUPT, "%s was truncated: %" PRIu64 " bytes of %" PRIu64, f->path,
@@ -247,13 +250,32 @@ static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t 
     }
 }
 
+/* Does a record from `block` on say that what lies at `block` was durable before it was written? */
+static bool vouched_for(struct fsck *f, uint32_t block, uint32_t end, uint32_t generation)
+{
+    const uint32_t batch = READ_BYTES / CAIRN_BLOCK;
+    for (uint32_t at = block; at < end; at += batch) {
+        uint32_t n = end - at < batch ? end - at : batch;
+        if (!read_at(f, (uint64_t)at * CAIRN_BLOCK, f->buf, (size_t)n * CAIRN_BLOCK))
+            return true;
+        for (uint32_t i = 0; i < n; i++) {
+            const struct cairn_record_disk *h =
+                (const struct cairn_record_disk *)(const void *)(f->buf + (size_t)i * CAIRN_BLOCK);
+            if (cairn_record_check(h, &f->shape, at + i, generation) &&
+                h->loc.synced_block > block)
+                return true;
+        }
+    }
+    return false;
+}
+
 /* Records of an open segment, as recovery would find them: one behind the last place known to be
  * durable may be incomplete, which is not damage. */
 static void open_segment(struct fsck *f, uint32_t seg, uint32_t generation)
 {
     uint32_t block = cairn_segment_first(&f->shape, seg) + 1;
     uint32_t end = block + cairn_segment_blocks(&f->shape) - 2;
-    uint32_t session = 0, synced = 0;
+    uint32_t session = 0, synced = generation == f->closed_generation ? f->closed_block : 0;
     uint64_t torn = 0;
     while (block < end && read_at(f, (uint64_t)block * CAIRN_BLOCK, f->h, CAIRN_BLOCK) &&
            cairn_record_check(f->h, &f->shape, block, generation) &&
@@ -268,8 +290,15 @@ static void open_segment(struct fsck *f, uint32_t seg, uint32_t generation)
         bool ok;
         uint32_t blocks = f->h->loc.blocks;
         record(f, &ok);
-        torn += !ok;
+        f->r->bad_payloads += !ok && block < synced;
+        torn += !ok && block >= synced;
         block += blocks;
+    }
+    /* What follows a damaged header is not found by walking. */
+    if (block < synced || vouched_for(f, block, end, generation)) {
+        f->r->bad_headers++;
+        dump(f, "{\"what\":\"record\",\"segment\":%u,\"block\":%u,\"verdict\":\"bad\"}", seg,
+             block);
     }
 }
 

@@ -182,6 +182,7 @@ struct cairn_nvme {
     uint32_t session;
     uint32_t generation_next, generation_reserved;
     uint64_t super_sequence, created_ns;
+    uint32_t closed_generation, closed_block; /* for the last superblock */
     void *scratch;     /* 512 KiB while the loop does not run, then the zeros to prewrite with */
     uint32_t prewritten;
     bool super_writing, super_dirty;

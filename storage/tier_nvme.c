@@ -225,6 +225,10 @@ static void finish(struct cairn_nvme *t)
 {
     if (!t->off && t->lost_out == 0 && nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0) == 0) {
         struct cairn_super_disk *s = t->stages_memory;
+        if (t->seg_open != NVME_SEG_NONE && !t->segs[t->seg_open].broken) {
+            t->closed_generation = t->segs[t->seg_open].generation;
+            t->closed_block = t->segs[t->seg_open].next;
+        }
         nvme_super_image(t, s);
         if (nvme_io_now(t, CAIRN_IO_WRITE, nvme_super_off(s->sequence), s, CAIRN_BLOCK) == 0)
             nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0);
