@@ -194,46 +194,38 @@ cairn_identity *cli_identity(const char *fields, const char *file)
 }
 
 /* A reading command makes no log, and takes little memory unless told how much. */
-static bool reading_uri(const char *uri, char *out, size_t cap)
+static int reading_uri(const char *uri, char *out, size_t cap)
 {
     static struct cairn_uri u;
     char err[512] = "";
-    if (cairn_uri_parse(uri, &u, err, sizeof err) != CAIRN_OK) {
-        cli_fail(2, "%s", err);
-        return false;
-    }
-    if (!u.vault.path) {
-        cli_fail(2, "'%s' names no log: write embedded:///path/to/directory", uri);
-        return false;
-    }
-    if (access(u.path, F_OK)) {
-        cli_fail(1, "no log at '%s': %s; check the path in --store, or put something first", u.path,
-                 strerror(errno));
-        return false;
-    }
+    if (cairn_uri_parse(uri, &u, err, sizeof err) != CAIRN_OK)
+        return cli_fail(CLI_USAGE, "%s", err);
+    if (!u.vault.path)
+        return cli_fail(CLI_USAGE, "'%s' names no log: write embedded:///path/to/directory", uri);
+    if (access(u.path, F_OK))
+        return cli_fail(CLI_FAILED,
+                        "no log at '%s': %s; check the path in --store, or put something first",
+                        u.path, strerror(errno));
     const char *query = strchr(uri, '?');
     bool has_ram = query && (strstr(query, "?ram=") || strstr(query, "&ram="));
     snprintf(out, cap, "%s%s", uri, has_ram ? "" : query ? "&ram=256MiB" : "?ram=256MiB");
-    return true;
+    return CLI_OK;
 }
 
-cairn_store *cli_open(const char *uri, bool must_exist)
+int cli_open(const char *uri, bool must_exist, cairn_store **ret)
 {
-    if (!uri[0]) {
-        cli_fail(2, "no store given: add --store embedded:///path/to/directory");
-        return NULL;
-    }
+    if (!uri[0])
+        return cli_fail(CLI_USAGE, "no store given: add --store embedded:///path/to/directory");
     char reading[8192];
-    if (must_exist && !reading_uri(uri, reading, sizeof reading))
-        return NULL;
-    cairn_store *store = NULL;
+    int status = must_exist ? reading_uri(uri, reading, sizeof reading) : CLI_OK;
+    if (status)
+        return status;
     char err[512] = "";
-    cairn_status s = cairn_open(must_exist ? reading : uri, &store, err, sizeof err);
-    if (s != CAIRN_OK) {
-        cli_fail(s == CAIRN_INVAL ? 2 : 1, "%s", err[0] ? err : cairn_status_str(s));
-        return NULL;
-    }
-    return store;
+    cairn_status s = cairn_open(must_exist ? reading : uri, ret, err, sizeof err);
+    if (s != CAIRN_OK)
+        return cli_fail(s == CAIRN_INVAL ? CLI_USAGE : CLI_FAILED, "%s",
+                        err[0] ? err : cairn_status_str(s));
+    return CLI_OK;
 }
 
 char *cli_text(size_t (*fill)(void *arg, char *out, size_t cap), void *arg)

@@ -43,8 +43,9 @@ bool cli_write_file(const char *path, const void *data, size_t len);
 /* Identity from "name=value,name=value"; file: a line each instead. After a message: NULL. */
 cairn_identity *cli_identity(const char *fields, const char *file);
 
-/* Opens the store of a URI. must_exist: a reading command makes no log. NULL after a message. */
-cairn_store *cli_open(const char *uri, bool must_exist);
+/* Opens the store of a URI. must_exist: a reading command makes no log. An exit status, after a
+ * message unless it is CLI_OK. */
+int cli_open(const char *uri, bool must_exist, cairn_store **ret);
 
 /* Text of a function that fills a buffer and says how much it needs (cairn_stats and friends);
  * NULL after a message. */

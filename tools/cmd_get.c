@@ -76,10 +76,11 @@ static int run(const void *opts, char **args, uint32_t count)
         return cli_fail(2, "get: '%s' is not a key: give 64 hexadecimal digits", args[0]);
     if (o->json && !strcmp(o->output, "-"))
         return cli_fail(2, "get: --json and -o - both write to standard output: name a file");
-    cairn_store *store = cli_open(o->store, true);
-    if (!store)
-        return CLI_FAILED;
-    int status = get(o, store, &key, args[0]);
+    cairn_store *store = NULL;
+    int status = cli_open(o->store, true, &store);
+    if (status)
+        return status;
+    status = get(o, store, &key, args[0]);
     cairn_close(store);
     return status;
 }

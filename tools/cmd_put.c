@@ -68,7 +68,9 @@ static int run(const void *opts, char **args, uint32_t count)
     int status = CLI_FAILED;
     if (data && !len)
         status = cli_fail(1, "'%s' is empty: a value has at least one byte", args[1]);
-    cairn_store *store = data && len ? cli_open(o->store, false) : NULL;
+    cairn_store *store = NULL;
+    if (data && len)
+        status = cli_open(o->store, false, &store);
     if (store) {
         struct cairn_iov iov = {.base = data, .len = len};
         uint8_t fingerprint[32];

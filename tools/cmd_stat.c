@@ -27,9 +27,10 @@ static int run(const void *opts, char **args, uint32_t count)
     (void)args;
     (void)count;
     const struct options *o = opts;
-    cairn_store *store = cli_open(o->store, true);
-    if (!store)
-        return CLI_FAILED;
+    cairn_store *store = NULL;
+    int status = cli_open(o->store, true, &store);
+    if (status)
+        return status;
     char *text = cli_text(fill, store);
     cairn_close(store);
     if (!text)

@@ -43,12 +43,12 @@ static int run(const void *opts, char **args, uint32_t count)
     struct question q = {.id = cli_identity(o->identity, o->identity_file)};
     if (!q.id)
         return CLI_USAGE;
-    q.store = cli_open(o->store, true);
-    char *text = q.store ? cli_text(fill, &q) : NULL;
+    int status = cli_open(o->store, true, &q.store);
+    char *text = status ? NULL : cli_text(fill, &q);
     cairn_close(q.store);
     cairn_identity_destroy(q.id);
     if (!text)
-        return CLI_FAILED;
+        return status ? status : CLI_FAILED;
     if (o->json)
         puts(text);
     else

@@ -168,7 +168,10 @@ def test_keys_are_the_specification(cairn, place):
         args = ["keys", "--identity-file", path]
         if v["parent"]:
             args += ["--parent", v["parent"]]
-        env = {"CAIRN_DOMAIN_KEY": v["domain"]["key"]} if "key" in v["domain"] else None
+        secret = v["domain"].get("key")
+        if secret is not None and not isinstance(secret, str):
+            continue
+        env = {"CAIRN_DOMAIN_KEY": secret} if secret else None
         done = cairn(*args, "-", stdin=" ".join(map(str, v["tokens"])).encode(), env=env)
         assert done.stdout.decode().split() == v["keys"], (v["name"], done.stderr)
         checked += 1
@@ -339,13 +342,15 @@ def test_fsck_reports_progress_on_standard_error(cairn, uri, place):
     assert b"records" in done.stdout
 
 
+@pytest.mark.parametrize("n", [0, 2], ids=["first", "last"])
 @pytest.mark.parametrize("what", ["payload", "header"])
-def test_fsck_finds_one_flipped_byte(cairn, uri, place, what):
+def test_fsck_finds_one_flipped_byte(cairn, uri, place, what, n):
     size = 50_000
-    put(cairn, uri, place, 1, size)
+    for i in range(3):
+        put(cairn, uri, place, i, size)
     log = place / "cairn.log"
     data = bytearray(log.read_bytes())
-    at = data.find(value_of(1, size)[:64])
+    at = data.find(value_of(n, size)[:64])
     assert at > 0 and at % 4096 == 0
     at += size // 2 if what == "payload" else -4096 + 64 + 8
     data[at] ^= 0x10
@@ -355,7 +360,7 @@ def test_fsck_finds_one_flipped_byte(cairn, uri, place, what):
     assert str(log) in done.stderr.decode() and "damaged" in done.stderr.decode()
     assert report["bad_payloads" if what == "payload" else "bad_headers"] == 1
     # And the store gives a miss, never the wrong bytes.
-    refused(cairn("get", "--store", uri, key_of(1)), 1, key_of(1)[:16])
+    refused(cairn("get", "--store", uri, key_of(n)), 1, key_of(n)[:16])
 
 
 def test_fsck_of_what_is_no_log(cairn, place):
