@@ -202,6 +202,12 @@ static void check_scatter_verify(const struct cairn_copy_ops *ops, size_t value_
     *victim ^= flip;
     cr_assert_eq(ops->checked(&job), (int)bad, "%s misses a flip in piece %u of %zu", ops->name,
                  bad, value_len);
+    /* Of several bad pieces the first one. */
+    rig.checks[first + touched - 1] ^= 1;
+    if (bad < first + touched - 1)
+        cr_assert_eq(ops->checked(&job), (int)bad);
+    rig.checks[first] ^= 2;
+    cr_assert_eq(ops->checked(&job), (int)first, "%s: first of several", ops->name);
     *victim ^= flip;
 }
 
