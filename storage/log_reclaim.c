@@ -154,8 +154,7 @@ static void carried_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
 {
     (void)w;
     (void)ok;
-    t->reclaim.at = 0;
-    t->reclaim.step = RECLAIM_TELL;
+    t->reclaim.step = RECLAIM_KILL;
 }
 
 static void carry_stored(struct cairn_tier_op *op)
@@ -197,8 +196,7 @@ static void pick(struct cairn_nvme *t)
     while (r->at < r->count && !(r->sums[r->at].pad0 && room && !r->image_busy && !t->off))
         r->at++;
     if (r->at == r->count) {
-        r->step = r->carried ? RECLAIM_BUSY : RECLAIM_TELL;
-        r->at = 0;
+        r->step = r->carried ? RECLAIM_BUSY : RECLAIM_KILL;
         r->waiter.fn = carried_synced;
         if (r->carried)
             nvme_sync_want(t, &r->waiter);
@@ -223,6 +221,47 @@ static void pick(struct cairn_nvme *t)
 }
 
 /* --- letting go --- */
+
+static void kill_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
+{
+    (void)w;
+    t->reclaim.at = 0;
+    t->reclaim.step = ok ? RECLAIM_TELL : RECLAIM_KILL;
+}
+
+static void kill_late(struct cairn_nvme *t, struct nvme_io *x)
+{
+    nvme_seg_landed(t, x->aux);
+}
+
+static void kill_done(struct cairn_nvme *t, struct nvme_io *x)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    t->segs[x->aux].lost += x->lost;
+    r->step = RECLAIM_KILL;
+    if (x->res)
+        return; /* again; too many failures turn the tier off */
+    r->step = RECLAIM_BUSY;
+    r->waiter.fn = kill_synced;
+    nvme_sync_want(t, &r->waiter);
+}
+
+/* Makes the segment void on disk before the host forgets its records: once forgotten, a value needs
+ * no tombstone to be deleted, so nothing may be left that a power cut could bring back. */
+static void kill_head(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    struct nvme_io *x = t->off ? NULL : nvme_io_take(t);
+    if (!x)
+        return;
+    memset(x->block, 0, CAIRN_BLOCK);
+    x->aux = r->seg;
+    x->done = kill_done;
+    x->late = kill_late;
+    r->step = RECLAIM_BUSY;
+    nvme_io_start(t, x, CAIRN_IO_WRITE, (uint64_t)nvme_seg_first(t, r->seg) * CAIRN_BLOCK, x->block,
+                  CAIRN_BLOCK);
+}
 
 static void tell(struct cairn_nvme *t)
 {
@@ -280,6 +319,8 @@ void nvme_reclaim_pump(struct cairn_nvme *t)
         choose(t);
     if (r->step == RECLAIM_PICK)
         pick(t);
+    if (r->step == RECLAIM_KILL)
+        kill_head(t);
     while (r->step == RECLAIM_TELL)
         tell(t);
     if (r->step == RECLAIM_PINS)

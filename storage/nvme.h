@@ -144,6 +144,7 @@ enum nvme_reclaim_step {
     RECLAIM_BUSY,  /* an io or an op is under way              */
     RECLAIM_CHOOSE,
     RECLAIM_PICK,  /* the next record to carry over            */
+    RECLAIM_KILL,  /* its head is made void, durably           */
     RECLAIM_TELL,  /* the host forgets what is left            */
     RECLAIM_PINS,  /* readers finish                           */
 };
