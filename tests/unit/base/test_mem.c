@@ -1,4 +1,5 @@
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +15,26 @@
 #include "base/mem_available.h"
 
 #define MIB (1ull << 20)
+#define POPULATE_WRITE 23
+#define COLLAPSE 25
+
+/* Stands before libc's: the kernel refuses this advice, from the given call on. */
+static struct {
+    int advice, err;
+    unsigned after;
+} refuse[2];
+
+int madvise(void *p, size_t len, int advice)
+{
+    for (int i = 0; i < 2; i++) {
+        if (refuse[i].advice != advice || refuse[i].after-- > 0)
+            continue;
+        refuse[i].after = 0;
+        errno = refuse[i].err;
+        return -1;
+    }
+    return (int)syscall(SYS_madvise, p, len, advice);
+}
 
 /* Flags of the mapping that holds `base`, as /proc/self/smaps prints them. */
 static void vm_flags(const void *base, char *out, size_t cap)
@@ -55,6 +77,58 @@ Test(mem, mapping_is_aligned_populated_and_zero)
     cr_assert_eq(m.fd, -1);
     cairn_mapping_close(&m);
     cairn_mapping_close(NULL);
+}
+
+static void opens_in_spite_of_refusals(double share_max)
+{
+    struct cairn_mapping m;
+    cr_assert_eq(cairn_mapping_open(8 * MIB, "cairn-test", &m), CAIRN_OK, "%s", m.note);
+    if (m.pages != CAIRN_PAGES_HUGETLB) {
+        cr_assert(m.huge_share <= share_max, "%g", m.huge_share);
+        cr_assert(strstr(m.note, "MADV_COLLAPSE"), "'%s'", m.note);
+    }
+    unsigned char resident[8 * 256], *p = m.base;
+    cr_assert_eq(mincore(m.base, m.len, resident), 0);
+    for (size_t i = 0; i < m.len; i += 4096)
+        cr_assert((resident[i / 4096] & 1) && p[i] == 0, "page %zu", i / 4096);
+    cairn_mapping_close(&m);
+}
+
+Test(mem, kernels_without_collapse)
+{
+    refuse[0].advice = COLLAPSE;
+    refuse[0].err = EINVAL;
+    opens_in_spite_of_refusals(0.0);
+}
+
+Test(mem, kernels_without_populate)
+{
+    refuse[0].advice = POPULATE_WRITE;
+    refuse[1].advice = COLLAPSE;
+    refuse[0].err = refuse[1].err = EINVAL;
+    opens_in_spite_of_refusals(0.0);
+    unsigned char *table = cairn_table_alloc(3 * MIB);
+    cr_assert_not_null(table);
+    cairn_table_free(table, 3 * MIB);
+}
+
+Test(mem, pages_that_stay_busy)
+{
+    refuse[0].advice = COLLAPSE;
+    refuse[0].err = EAGAIN;
+    refuse[0].after = 2;
+    opens_in_spite_of_refusals(0.5);
+}
+
+Test(mem, memory_that_runs_out_while_filling)
+{
+    struct cairn_mapping m;
+    refuse[0].advice = POPULATE_WRITE;
+    refuse[1].advice = COLLAPSE;
+    refuse[0].err = refuse[1].err = ENOMEM;
+    cr_assert_eq(cairn_mapping_open(8 * MIB, "cairn-test", &m), CAIRN_NOMEM);
+    cr_assert(strstr(m.note, "ran out"), "'%s'", m.note);
+    cr_assert_null(cairn_table_alloc(3 * MIB));
 }
 
 Test(mem, mapping_is_shared_through_its_file_and_sealed)
