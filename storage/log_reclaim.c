@@ -281,6 +281,7 @@ static void release(struct cairn_nvme *t)
     if (t->segs[r->seg].pins > 0)
         return; /* every load ends at its deadline */
     nvme_count(&t->stats.segments_reclaimed, 1);
+    t->floor = t->segs[r->seg].generation + 1;
     nvme_seg_set(t, r->seg, t->segs[r->seg].lost ? SEG_SKIPPED : SEG_FREE);
     r->seg = NVME_SEG_NONE;
     r->step = RECLAIM_IDLE;

@@ -11,13 +11,14 @@
 /* Segments whose heads and trailers are read at once, and headers guessed ahead on a walk. */
 #define BATCH 32u
 #define GUESS 16u
-/* Versions stepped over when a segment could not be read: one of its records may have the highest,
- * and may be readable again another day. */
+/* Versions stepped over when a segment is lost: one of its records may have the highest, and may be
+ * readable again another day. */
 #define VERSIONS_UNSEEN (1ull << 32)
 
 struct recovery {
     uint32_t flying;
-    uint32_t unread;   /* segments that could not be read or were damaged */
+    uint32_t unread;   /* segments that were damaged or are of another format */
+    bool io_error;     /* something that matters could not be read            */
     uint32_t floor, generation_max;
     struct cairn_head_disk *heads;       /* of one batch */
     struct cairn_trailer_disk *trailers;
@@ -48,33 +49,52 @@ static void batch_read(struct cairn_nvme *t, struct recovery *r, uint64_t off, v
 
 /* --- heads: which segments live --- */
 
+/* A head that is damaged or cannot be read: the first record knows the generation too. If the head
+ * was of a newer life without records, this brings the life before back, which is harmless as long
+ * as no floor forbids it: the tombstones of its records are still there then. */
+static enum cairn_verdict second_opinion(struct cairn_nvme *t, struct recovery *r, uint32_t seg,
+                                         uint32_t i, uint32_t *ret_generation)
+{
+    struct cairn_record_disk *h = t->stages_memory;
+    uint32_t block = nvme_seg_first(t, seg) + 1;
+    int err = nvme_io_now(t, CAIRN_IO_READ, (uint64_t)block * CAIRN_BLOCK, h, CAIRN_BLOCK);
+    if (err == 0 && h->loc.generation != 0 &&
+        cairn_record_check(h, &t->shape, block, h->loc.generation)) {
+        *ret_generation = h->loc.generation;
+        return CAIRN_VERDICT_OK;
+    }
+    r->io_error = r->io_error || err || r->errors[i];
+    return CAIRN_VERDICT_BAD;
+}
+
 static void judge(struct cairn_nvme *t, struct recovery *r, uint32_t seg, uint32_t i)
 {
     struct nvme_seg *s = &t->segs[seg];
-    uint32_t first = nvme_seg_first(t, seg) + 1;
     const struct cairn_head_disk *h = &r->heads[i];
     const struct cairn_trailer_disk *tr = &r->trailers[i];
-    s->next = s->done = s->synced = s->mark = first;
-    enum cairn_verdict v = CAIRN_VERDICT_FORMAT;
+    s->next = s->done = s->synced = s->mark = nvme_seg_first(t, seg) + 1;
+    s->generation = h->generation;
+    enum cairn_verdict v = CAIRN_VERDICT_BAD;
     if (r->errors[i] == 0)
         v = cairn_head_check(h, &t->shape, seg);
-    if (v == CAIRN_VERDICT_BLANK) {
-        s->blank = true;
-        return;
-    }
-    if (v != CAIRN_VERDICT_OK) {
-        r->unread++;
-        /* A damaged one may be used again: whatever it held is lost. One that cannot be read or is
-         * of another format is left alone. */
-        s->state = v == CAIRN_VERDICT_FORMAT ? SEG_SKIPPED : SEG_FREE;
-        return;
-    }
-    s->generation = h->generation;
-    if (h->generation > r->generation_max)
-        r->generation_max = h->generation;
-    if (h->floor > r->floor)
+    if (v == CAIRN_VERDICT_OK && h->floor > r->floor)
         r->floor = h->floor;
-    s->state = SEG_SEALED;
+    if (v == CAIRN_VERDICT_BAD) {
+        v = second_opinion(t, r, seg, i, &s->generation);
+        cairn_log(CAIRN_LOG_WARN, "%s: the head of segment %u is damaged%s", t->path, seg,
+                  v == CAIRN_VERDICT_OK ? "; its records are used" : "");
+    }
+    s->blank = v == CAIRN_VERDICT_BLANK;
+    s->state = v == CAIRN_VERDICT_OK ? SEG_SEALED
+               : v == CAIRN_VERDICT_FORMAT ? SEG_SKIPPED
+                                           : SEG_FREE;
+    if (v != CAIRN_VERDICT_OK) {
+        s->generation = 0;
+        r->unread += v != CAIRN_VERDICT_BLANK;
+        return;
+    }
+    if (s->generation > r->generation_max)
+        r->generation_max = s->generation;
     s->no_footer = r->errors[BATCH + i] != 0 ||
                    cairn_trailer_check(tr, &t->shape, seg, s->generation) != CAIRN_VERDICT_OK;
     if (!s->no_footer)
@@ -228,6 +248,7 @@ static void walk_headers(struct cairn_nvme *t, struct recovery *r, struct walk *
         nvme_io_drain(t, &r->flying);
         uint32_t guessed = stride;
         for (uint32_t i = 0; i < n && more && w->block == from + i * guessed; i++) {
+            r->io_error = r->io_error || r->errors[i];
             more = r->errors[i] == 0 && walk_take(t, w, &h[i]);
             stride = more ? h[i].loc.blocks : 0;
         }
@@ -246,11 +267,9 @@ static uint64_t stages_fill(struct cairn_nvme *t, struct recovery *r, uint32_t b
                    n);
     }
     nvme_io_drain(t, &r->flying);
-    for (uint32_t i = 0; i < n; i++) {
-        if (r->errors[i])
-            return 0;
-    }
-    return have;
+    for (uint32_t i = 0; i < n; i++)
+        r->io_error = r->io_error || r->errors[i];
+    return r->io_error ? 0 : have;
 }
 
 /* Are the bytes behind the header h what it says? */
@@ -286,11 +305,15 @@ static void verify_tail(struct cairn_nvme *t, struct recovery *r, const struct w
         if (s->kind != CAIRN_RECORD_VALUE || s->block < w->synced)
             continue;
         uint64_t off = (uint64_t)s->block * CAIRN_BLOCK;
-        bool readable = nvme_io_now(t, CAIRN_IO_READ, off, h, CAIRN_BLOCK) == 0 &&
-                        cairn_record_check(h, &t->shape, s->block, seg->generation) &&
-                        h->loc.kind == CAIRN_RECORD_VALUE && h->loc.blocks == s->blocks;
-        if (readable && payload_ok(t, r, h))
+        r->io_error = r->io_error || nvme_io_now(t, CAIRN_IO_READ, off, h, CAIRN_BLOCK);
+        if (r->io_error)
+            return;
+        bool same = cairn_record_check(h, &t->shape, s->block, seg->generation) &&
+                    h->loc.kind == CAIRN_RECORD_VALUE && h->loc.blocks == s->blocks;
+        if (same && payload_ok(t, r, h))
             continue;
+        if (r->io_error)
+            return;
         uint32_t session = h->loc.session;
         s->kind = CAIRN_RECORD_HOLE;
         s->value_len = 0;
@@ -298,7 +321,7 @@ static void verify_tail(struct cairn_nvme *t, struct recovery *r, const struct w
         nvme_hole_fill(t, h, w->seg, s->block, s->blocks);
         h->loc.session = session;
         cairn_loc_seal(&h->loc);
-        if (!readable || nvme_io_now(t, CAIRN_IO_WRITE, off, h, CAIRN_BLOCK) != 0)
+        if (!same || nvme_io_now(t, CAIRN_IO_WRITE, off, h, CAIRN_BLOCK) != 0)
             seg->broken = true;
     }
 }
@@ -345,6 +368,15 @@ static bool resumable(const struct cairn_nvme *t, uint32_t seg)
     return true;
 }
 
+/* Half a recovery could show a value whose replacement or tombstone is in the other half. */
+static cairn_status unreadable(struct cairn_nvme *t)
+{
+    return nvme_fail(t, CAIRN_IO,
+                     "%s cannot be read completely, so what is newest in it is not known: the device "
+                     "fails; try again, or remove the file to start a new log",
+                     t->path);
+}
+
 static cairn_status walk_segment(struct cairn_nvme *t, struct recovery *r, uint32_t seg)
 {
     struct nvme_seg *s = &t->segs[seg];
@@ -353,8 +385,10 @@ static cairn_status walk_segment(struct cairn_nvme *t, struct recovery *r, uint3
     walk_headers(t, r, &w);
     s->next = s->done = w.block;
     if (s->count == 0)
-        return CAIRN_OK;
+        return r->io_error ? unreadable(t) : CAIRN_OK;
     verify_tail(t, r, &w);
+    if (r->io_error)
+        return unreadable(t);
     return report(t, w.f->sums, s->count);
 }
 
@@ -402,7 +436,7 @@ static cairn_status settle(struct cairn_nvme *t, const struct recovery *r)
     atomic_store(&t->stats.segments_free, t->free_count);
     if (r->unread) {
         t->version_max += VERSIONS_UNSEEN;
-        cairn_log(CAIRN_LOG_WARN, "%s: %u segments are damaged or cannot be read", t->path,
+        cairn_log(CAIRN_LOG_WARN, "%s: %u segments are damaged and their values lost", t->path,
                   r->unread);
     }
     if (t->seg_open == NVME_SEG_NONE)
@@ -426,6 +460,9 @@ cairn_status nvme_recover(struct cairn_nvme *t)
     r.heads = (struct cairn_head_disk *)(void *)batch;
     r.trailers = (struct cairn_trailer_disk *)(void *)(batch + (size_t)BATCH * CAIRN_BLOCK);
     read_heads(t, &r);
+    if (r.io_error)
+        return unreadable(t);
+    t->floor = r.floor;
     for (uint32_t i = 0; i < t->shape.segments; i++) {
         if (t->segs[i].state == SEG_SEALED && t->segs[i].generation < r.floor)
             t->segs[i].state = SEG_FREE;

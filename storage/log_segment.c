@@ -26,25 +26,13 @@ void nvme_seg_landed(struct cairn_nvme *t, uint32_t seg)
         nvme_seg_set(t, seg, SEG_FREE);
 }
 
-/* Everything older than the oldest living segment is dead. */
-uint32_t nvme_seg_floor(const struct cairn_nvme *t)
-{
-    uint32_t floor = t->generation_next;
-    for (uint32_t i = 0; i < t->shape.segments; i++) {
-        const struct nvme_seg *s = &t->segs[i];
-        if (s->state != SEG_FREE && s->state != SEG_SKIPPED && s->generation < floor)
-            floor = s->generation;
-    }
-    return floor;
-}
-
 void nvme_head_fill(struct cairn_nvme *t, struct cairn_head_disk *h, uint32_t seg)
 {
     memset(h, 0, sizeof *h);
     memcpy(h->uuid, t->shape.uuid, sizeof h->uuid);
     h->segment = seg;
     h->generation = t->segs[seg].generation;
-    h->floor = nvme_seg_floor(t);
+    h->floor = t->floor;
     h->session = t->session;
     h->opened_ns = cairn_wall_ns();
     cairn_head_seal(h);

@@ -202,6 +202,7 @@ struct cairn_nvme {
     struct nvme_seg *segs;
     uint32_t seg_open, seg_ready, seg_preparing;
     uint32_t free_count;
+    uint32_t floor;    /* generations below it were reclaimed       */
     struct nvme_footer footers[NVME_FOOTERS];
     size_t footer_room;
     struct nvme_waiter prepare_waiter;
@@ -333,7 +334,6 @@ void nvme_segs_pump(struct cairn_nvme *t);
 void nvme_seg_set(struct cairn_nvme *t, uint32_t seg, enum nvme_seg_state state);
 /* A lost write to it came back. */
 void nvme_seg_landed(struct cairn_nvme *t, uint32_t seg);
-uint32_t nvme_seg_floor(const struct cairn_nvme *t);
 void nvme_head_fill(struct cairn_nvme *t, struct cairn_head_disk *h, uint32_t seg);
 /* Lays the trailer behind the summaries of f: f->bytes from f->sums on go to *ret_block. */
 void nvme_footer_build(struct cairn_nvme *t, struct nvme_footer *f, uint32_t *ret_block);
