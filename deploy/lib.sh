@@ -152,9 +152,12 @@ package_need() {
         \( -name '*.py' -o -name '*.toml' -o -name py.typed \) -print0 | sort -z |
         xargs -0 sha256sum | sha256sum)
     [ "$(cat "$have" 2>/dev/null)" = "$want" ] && return 0
+    # Without isolation pip needs no network where only the package has changed.
+    pip_need flit_core numpy
     quietly "pip install ./connector/python" "$CAIRN_VENV/bin/python" -m pip install \
-        --disable-pip-version-check --no-input "$CAIRN_ROOT/connector/python" ||
-        die "pip could not install connector/python; check the network, then run this again"
+        --disable-pip-version-check --no-input --no-build-isolation --no-deps --force-reinstall \
+        "$CAIRN_ROOT/connector/python" ||
+        die "pip could not install connector/python; its output above says why"
     printf '%s\n' "$want" >"$have"
 }
 
