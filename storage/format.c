@@ -1,5 +1,7 @@
 #include "storage/format.h"
 
+#include "storage/key16.h"
+
 #include <string.h>
 
 _Static_assert(offsetof(struct cairn_head_disk, check) == CAIRN_BLOCK - 8, "head layout");
@@ -235,7 +237,7 @@ bool cairn_side_check(const struct cairn_record_disk *r, const void *bytes)
 void cairn_summary_of(const struct cairn_record_disk *r, struct cairn_summary_disk *ret)
 {
     memset(ret, 0, sizeof *ret);
-    memcpy(ret->key, r->body.key, sizeof ret->key);
+    cairn_key16(r->body.key, ret->key);
     ret->version = r->body.version;
     ret->expires_ns = r->body.expires_ns;
     ret->block = r->loc.block;

@@ -113,7 +113,7 @@ _Static_assert(sizeof(struct cairn_record_disk) == CAIRN_BLOCK, "header is one b
 
 /* Summary of one record in a sealed segment's footer. */
 struct cairn_summary_disk {
-    uint8_t key[16];     /* first half of the key            */
+    uint8_t key[16];     /* key16.h of the key               */
     uint64_t version;
     uint64_t expires_ns;
     uint32_t block;

@@ -173,7 +173,9 @@ uint32_t cairn_index_find16(const struct cairn_index *x, const uint8_t key16[16]
 
 uint32_t cairn_index_find(const struct cairn_index *x, const struct cairn_key *key)
 {
-    return cairn_index_find16(x, key->bytes);
+    uint8_t key16[16];
+    cairn_key16(key->bytes, key16);
+    return cairn_index_find16(x, key16);
 }
 
 /* Looking up many keys is waiting for memory: two dependent cache misses a key. So keys go through
@@ -183,13 +185,15 @@ uint32_t cairn_index_find(const struct cairn_index *x, const struct cairn_key *k
 #define LOOK_RING (4 * LOOK_AHEAD)
 
 struct look {
+    uint8_t key16[16];
     struct place place;
     uint32_t id; /* first entry with the tag, CAIRN_ENTRY_NONE: none in the home bucket */
 };
 
 static void look_hash(const struct cairn_index *x, const struct cairn_key *key, struct look *l)
 {
-    l->place = place_of(x, key->bytes);
+    cairn_key16(key->bytes, l->key16);
+    l->place = place_of(x, l->key16);
     __builtin_prefetch(&x->buckets[l->place.bucket]);
 }
 
@@ -210,12 +214,11 @@ static void look_match(const struct cairn_index *x, struct look *l)
         __builtin_prefetch(&x->buckets[bucket_after(x, l->place.bucket)]);
 }
 
-static uint32_t look_finish(const struct cairn_index *x, const struct cairn_key *key,
-                            const struct look *l)
+static uint32_t look_finish(const struct cairn_index *x, const struct look *l)
 {
-    if (l->id != CAIRN_ENTRY_NONE && entry_is(&x->entries[l->id], key->bytes))
+    if (l->id != CAIRN_ENTRY_NONE && entry_is(&x->entries[l->id], l->key16))
         return l->id;
-    return find_at(x, l->place, key->bytes);
+    return find_at(x, l->place, l->key16);
 }
 
 uint32_t cairn_index_find_many(const struct cairn_index *x, const struct cairn_key *keys,
@@ -231,7 +234,7 @@ uint32_t cairn_index_find_many(const struct cairn_index *x, const struct cairn_k
         if (i < 2 * LOOK_AHEAD)
             continue;
         uint32_t k = (uint32_t)(i - 2 * LOOK_AHEAD);
-        ids[k] = look_finish(x, &keys[k], &ring[k % LOOK_RING]);
+        ids[k] = look_finish(x, &ring[k % LOOK_RING]);
         if (stop_at_absent && ids[k] == CAIRN_ENTRY_NONE)
             return k + 1;
     }
@@ -248,7 +251,14 @@ static uint32_t entry_take(struct cairn_index *x)
     return x->high < x->capacity ? x->high++ : CAIRN_ENTRY_NONE;
 }
 
-uint32_t cairn_index_insert(struct cairn_index *x, const uint8_t key16[16])
+uint32_t cairn_index_insert(struct cairn_index *x, const struct cairn_key *key)
+{
+    uint8_t key16[16];
+    cairn_key16(key->bytes, key16);
+    return cairn_index_insert16(x, key16);
+}
+
+uint32_t cairn_index_insert16(struct cairn_index *x, const uint8_t key16[16])
 {
     uint32_t id = entry_take(x);
     if (id == CAIRN_ENTRY_NONE)

@@ -1,12 +1,13 @@
 /* Key -> where it is. Fixed at open, <= 48 bytes an entry at capacity, empty slots included:
  * entries of 40 bytes in a pool, found through buckets of one cache line (12 one-byte tags and
- * 12 entry numbers, an overflow count; F14, Bronson & Shi 2019). The second half of the key is not
- * kept: the full key in the record's header is compared before anything is a hit.
+ * 12 entry numbers, an overflow count; F14, Bronson & Shi 2019). What is kept of a
+ * key is its key16.h; the full key in the record's header is compared before anything is a hit.
  * Not thread-safe: the store's lock covers it. */
 #ifndef CAIRN_STORAGE_INDEX_H
 #define CAIRN_STORAGE_INDEX_H
 
 #include "base/types.h"
+#include "storage/key16.h"
 
 #define CAIRN_ENTRY_NONE UINT32_MAX
 #define CAIRN_SLOT_NONE UINT32_MAX
@@ -46,7 +47,8 @@ uint32_t cairn_index_find_many(const struct cairn_index *x, const struct cairn_k
 uint32_t cairn_index_find16(const struct cairn_index *x, const uint8_t key16[16]);
 /* A new entry with the key set and everything else empty (block NONE, slot NONE); the key must not
  * be present. CAIRN_ENTRY_NONE when full. */
-uint32_t cairn_index_insert(struct cairn_index *x, const uint8_t key16[16]);
+uint32_t cairn_index_insert(struct cairn_index *x, const struct cairn_key *key);
+uint32_t cairn_index_insert16(struct cairn_index *x, const uint8_t key16[16]);
 void cairn_index_remove(struct cairn_index *x, uint32_t id);
 /* Lent until the entry is removed. Its key stays as it is; value_len never becomes UINT32_MAX. */
 struct cairn_entry *cairn_index_entry(struct cairn_index *x, uint32_t id);

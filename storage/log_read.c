@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "storage/key16.h"
 
 /* A small record is one io; so many of them make up for the device's time per request. */
 #define SMALL_IOS 16u
@@ -89,9 +90,12 @@ static enum cairn_cause header_cause(const struct cairn_nvme *t, const struct nv
     if (!cairn_record_check(r, &t->shape, op->block, l->generation) ||
         r->loc.kind != CAIRN_RECORD_VALUE)
         return CAIRN_CAUSE_HEADER;
-    size_t key_len = nvme_carrying(t, op) ? sizeof(((struct cairn_summary_disk *)0)->key)
-                                          : sizeof op->key.bytes;
-    if (memcmp(r->body.key, op->key.bytes, key_len) != 0)
+    uint8_t key16[16];
+    cairn_key16(r->body.key, key16);
+    /* Reclaim knows of a record only what the footer says. */
+    bool same = nvme_carrying(t, op) ? memcmp(key16, op->key.bytes, sizeof key16) == 0
+                                     : memcmp(r->body.key, op->key.bytes, sizeof r->body.key) == 0;
+    if (!same)
         return CAIRN_CAUSE_KEY;
     if (r->body.version != op->version)
         return CAIRN_CAUSE_VERSION;

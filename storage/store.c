@@ -161,8 +161,9 @@ cairn_status cairn_vault_open(const struct cairn_vault_opts *o, struct cairn_vau
     init_sync(v);
     cairn_status st = cairn_mapping_open(o->ram_bytes, "cairn-arena", &v->arena);
     if (st) {
-        fail(err, err_cap, st, "ram=%llu bytes: %s; use a smaller ram",
-             (unsigned long long)o->ram_bytes, "the machine has not that much memory free");
+        fail(err, err_cap, st, "ram=%llu bytes cannot be had (%s); use a smaller ram",
+             (unsigned long long)o->ram_bytes,
+             v->arena.note[0] ? v->arena.note : cairn_status_name(st));
         goto out;
     }
     if (v->arena.note[0])
@@ -238,7 +239,7 @@ uint64_t cairn_vault_drop_ram(struct cairn_vault *v)
     pthread_mutex_lock(&v->lock);
     for (uint32_t n = 0; n < v->slot_count; n++) {
         struct slot *s = &v->slots[n];
-        if (!slot_evictable(s) || s->entry == CAIRN_ENTRY_NONE ||
+        if (!slot_evictable(v, s) || s->entry == CAIRN_ENTRY_NONE ||
             cairn_index_entry(v->index, s->entry)->block == CAIRN_BLOCK_NONE)
             continue;
         dropped += s->value_len;

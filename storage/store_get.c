@@ -13,6 +13,7 @@ struct flight {
     bool disk;           /* was not in RAM            */
     bool verify;         /* RAM copy to be verified   */
     bool bad;            /* the RAM copy is damaged   */
+    bool expired;
 };
 
 struct get_run {
@@ -161,7 +162,19 @@ static void drop_damaged(struct cairn_vault *v, struct slot *s)
     uint32_t id = s->entry;
     if (id == CAIRN_ENTRY_NONE)
         return;
+    slot_count_lost(v, s);
     slot_detach(v, s);
+    entry_drop_if_empty(v, id);
+}
+
+/* The record stays on disk, where its own expiry time keeps it from coming back. Lock held. */
+static void drop_expired(struct cairn_vault *v, struct slot *s)
+{
+    uint32_t id = s->entry;
+    if (id == CAIRN_ENTRY_NONE)
+        return;
+    slot_detach(v, s);
+    cairn_index_entry(v->index, id)->block = CAIRN_BLOCK_NONE;
     entry_drop_if_empty(v, id);
 }
 
@@ -176,6 +189,8 @@ static void settle(struct get_run *r)
             r->loading_blocks -= f->slot->blocks;
         if (f->bad)
             drop_damaged(r->v, f->slot);
+        if (f->expired)
+            drop_expired(r->v, f->slot);
         slot_unpin(r->v, f->slot);
     }
 }
@@ -281,7 +296,8 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
         f->verify = v->o.verify == CAIRN_VERIFY_ALWAYS;
     }
     enum cairn_cause cause = copy_out(v, f->slot, g, f->verify);
-    f->bad = damage(cause) || cause == CAIRN_CAUSE_EXPIRED ||
+    f->expired = cause == CAIRN_CAUSE_EXPIRED;
+    f->bad = damage(cause) ||
              (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, f->slot));
     return cause;
 }
@@ -289,7 +305,7 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
 /* A RAM copy was damaged, or a segment was reclaimed under the read: the disk may still have it. */
 static bool worth_retry(const struct flight *f, enum cairn_cause cause)
 {
-    return (f->bad && cause != CAIRN_CAUSE_EXPIRED && !f->disk) || cause == CAIRN_CAUSE_RECLAIMED;
+    return (f->bad && !f->disk) || cause == CAIRN_CAUSE_RECLAIMED;
 }
 
 static enum cairn_cause retry(struct get_run *r, struct flight *f, const struct cairn_get *g)
@@ -517,7 +533,8 @@ cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key
     cairn_status st = CAIRN_OK;
     if (b->side_len > *len) {
         st = CAIRN_TOOBIG;
-    } else if (b->side_len > CAIRN_SIDE_MAX ||
+    } else if (cairn_record_blocks(pin.value_len, b->side_len) >
+                   v->slots[pin.slot].blocks ||
                (b->side_len && cairn_hash64(side, b->side_len) != b->side_check)) {
         count_miss(v, CAIRN_CAUSE_CHECKSUM);
         st = CAIRN_MISS;

@@ -39,6 +39,7 @@ struct slot {
     uint8_t cause;            /* of SLOT_FAILED                                             */
     bool checked;             /* verified since it came into RAM                            */
     bool in_policy;
+    bool written;             /* was on disk once                                           */
     bool orphan;              /* its parent was held nowhere when it came                   */
     bool waited;              /* somebody sleeps until loading ends                         */
 };
@@ -140,7 +141,9 @@ void slot_leave_orphans(struct cairn_vault *v, struct slot *s);
 void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight);
 void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32]);
 void slot_evict(struct cairn_vault *v, struct slot *s);
-bool slot_evictable(const struct slot *s);
+bool slot_evictable(const struct cairn_vault *v, const struct slot *s);
+/* Counts an accepted value that leaves RAM before it was written. */
+void slot_count_lost(struct cairn_vault *v, const struct slot *s);
 /* Removes an entry that has neither RAM nor disk copy. */
 void entry_drop_if_empty(struct cairn_vault *v, uint32_t id);
 /* A new entry for the key, dropping an old disk-only one if the index is full. */

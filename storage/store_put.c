@@ -204,8 +204,8 @@ static cairn_status publish(struct cairn_vault *v, struct cairn_put *p, struct s
 static cairn_status check_put(const struct cairn_vault *v, const struct cairn_put *p, size_t len)
 {
     static const struct cairn_key none;
-    if (len == 0 || memcmp(&p->key, &none, sizeof none) == 0 || p->side_len > CAIRN_SIDE_MAX || (p->side_len && !p->side) ||
-        p->value.mem != CAIRN_MEM_HOST)
+    if (len == 0 || memcmp(&p->key, &none, sizeof none) == 0 || p->side_len > CAIRN_SIDE_MAX ||
+        (p->side_len && !p->side) || p->value.mem != CAIRN_MEM_HOST)
         return CAIRN_INVAL;
     return len > v->value_max ? CAIRN_TOOBIG : CAIRN_OK;
 }
@@ -252,6 +252,10 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
         p->status = CAIRN_EXISTS;
     } else if (buries(v, p) && bury_all(v, &p->key, deadline_ns)) {
         st = refuse(v, p, CAIRN_IO, CAIRN_CAUSE_TOMBSTONE);
+    } else if (keeps(v, p)) {
+        /* Another put came first while the tombstone was under way. */
+        count(&v->c.put_existing, 1);
+        p->status = CAIRN_EXISTS;
     } else {
         st = publish(v, p, s);
     }

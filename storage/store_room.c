@@ -3,6 +3,8 @@
 #include "storage/store_internal.h"
 
 #define EVICT_ALONE_MAX 32u
+#define VICTIM_TRIES 4096u /* bounds the time under the lock; unusable ones move to the back */
+#define FORGET_TRIES 1024u
 
 uint32_t slot_number(const struct cairn_vault *v, const struct slot *s)
 {
@@ -123,7 +125,9 @@ void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight)
 void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32])
 {
     static const uint8_t none[32];
-    uint32_t id = cairn_index_find16(v->index, parent_key);
+    struct cairn_key parent;
+    memcpy(parent.bytes, parent_key, sizeof parent.bytes);
+    uint32_t id = cairn_index_find(v->index, &parent);
     if (id == CAIRN_ENTRY_NONE && memcmp(parent_key, none, sizeof none) != 0) {
         s->orphan = true;
         v->orphans++;
@@ -140,10 +144,27 @@ void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[
     v->slots[e->slot].children++;
 }
 
-bool slot_evictable(const struct slot *s)
+static bool only_in_ram(const struct cairn_vault *v, const struct slot *s)
 {
-    return s->state == SLOT_RESIDENT && s->pins == 0 &&
-           (s->write == WRITE_CLEAN || s->write == WRITE_FAILED);
+    return s->entry != CAIRN_ENTRY_NONE &&
+           cairn_index_entry(v->index, s->entry)->block == CAIRN_BLOCK_NONE;
+}
+
+bool slot_evictable(const struct cairn_vault *v, const struct slot *s)
+{
+    if (s->state != SLOT_RESIDENT || s->pins ||
+        (s->write != WRITE_CLEAN && s->write != WRITE_FAILED))
+        return false;
+    /* On-evict: it leaves once it is on disk, as long as there is one. */
+    bool writes_first = v->tier && !v->tier_off && v->o.write == CAIRN_WRITE_ON_EVICT;
+    return !writes_first || s->write == WRITE_FAILED || !only_in_ram(v, s);
+}
+
+void slot_count_lost(struct cairn_vault *v, const struct slot *s)
+{
+    /* Written once and then reclaimed is not lost: reclaim may drop what was durable. */
+    if (v->tier && s->write != WRITE_FLYING && !s->written && only_in_ram(v, s))
+        count(&v->c.lost_writes, 1);
 }
 
 void entry_drop_if_empty(struct cairn_vault *v, uint32_t id)
@@ -167,8 +188,7 @@ void slot_evict(struct cairn_vault *v, struct slot *s)
     uint32_t id = s->entry;
     count(&v->c.evicted, 1);
     count(&v->c.evicted_bytes, s->value_len);
-    if (s->write == WRITE_FAILED)
-        count(&v->c.lost_writes, 1);
+    slot_count_lost(v, s);
     cut(v, s, true);
     entry_drop_if_empty(v, id);
 }
@@ -176,20 +196,20 @@ void slot_evict(struct cairn_vault *v, struct slot *s)
 static bool usable_tail(void *arg, uint32_t n)
 {
     const struct cairn_vault *v = arg;
-    return slot_evictable(&v->slots[n]) && v->slots[n].children == 0;
+    return slot_evictable(v, &v->slots[n]) && v->slots[n].children == 0;
 }
 
 static bool usable_any(void *arg, uint32_t n)
 {
     const struct cairn_vault *v = arg;
-    return slot_evictable(&v->slots[n]);
+    return slot_evictable(v, &v->slots[n]);
 }
 
 static uint64_t evict_cost(void *arg, uint32_t n)
 {
     const struct cairn_vault *v = arg;
     const struct slot *s = &v->slots[n];
-    if (!slot_evictable(s))
+    if (!slot_evictable(v, s))
         return UINT64_MAX;
     return v->policy->ops->rank(v->policy, n);
 }
@@ -210,7 +230,7 @@ static uint32_t pick_victim(struct cairn_vault *v)
     if (n == CAIRN_SLOT_NONE)
         n = v->policy->ops->victim(v->policy, usable_tail, v, 128);
     if (n == CAIRN_SLOT_NONE)
-        n = v->policy->ops->victim(v->policy, usable_any, v, v->slot_count);
+        n = v->policy->ops->victim(v->policy, usable_any, v, VICTIM_TRIES);
     return n;
 }
 
@@ -260,25 +280,30 @@ struct slot *room_take(struct cairn_vault *v, uint32_t blocks, bool for_put)
 /* Second chance over the entries that only the disk holds. */
 static bool forget_one(struct cairn_vault *v)
 {
-    for (uint32_t seen = 0; seen < 2 * cairn_index_capacity(v->index); seen++) {
+    uint32_t hit = CAIRN_ENTRY_NONE;
+    for (uint32_t seen = 0; seen < FORGET_TRIES; seen++) {
         uint32_t id = cairn_index_next(v->index, v->clock_hand);
         v->clock_hand = id == CAIRN_ENTRY_NONE ? 0 : id + 1;
         if (id == CAIRN_ENTRY_NONE)
             continue;
         struct cairn_entry *e = cairn_index_entry(v->index, id);
-        if (e->flags & CAIRN_ENTRY_HIT) {
-            e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
-        } else if (e->slot == CAIRN_SLOT_NONE) {
+        if (e->slot != CAIRN_SLOT_NONE)
+            continue;
+        if (!(e->flags & CAIRN_ENTRY_HIT)) {
             entry_forget_disk(v, id);
             return true;
         }
+        e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
+        hit = id;
     }
-    return false;
+    if (hit != CAIRN_ENTRY_NONE)
+        entry_forget_disk(v, hit);
+    return hit != CAIRN_ENTRY_NONE;
 }
 
 uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key)
 {
-    uint32_t id = cairn_index_insert(v->index, key->bytes);
+    uint32_t id = cairn_index_insert(v->index, key);
     if (id != CAIRN_ENTRY_NONE)
         return id;
     if (!forget_one(v)) {
@@ -291,5 +316,5 @@ uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key)
         if (on_disk)
             entry_forget_disk(v, old);
     }
-    return cairn_index_insert(v->index, key->bytes);
+    return cairn_index_insert(v->index, key);
 }

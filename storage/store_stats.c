@@ -105,9 +105,10 @@ size_t cairn_vault_stats(struct cairn_vault *v, uint64_t oldest_lease_ns, char *
     add_hist(&t, "put_us", &c->put_ns);
     pthread_mutex_lock(&v->lock);
     add_ram(&t, v, oldest_lease_ns);
+    uint32_t identities = v->seen_count;
     pthread_mutex_unlock(&v->lock);
     if (v->tier)
         add_tier(&t, v);
-    add(&t, "\"value_max\":%" PRIu64 ",\"identities\":%u}", v->value_max, v->seen_count);
+    add(&t, "\"value_max\":%" PRIu64 ",\"identities\":%u}", v->value_max, identities);
     return t.len;
 }

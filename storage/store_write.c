@@ -137,6 +137,7 @@ static void store_done(struct cairn_vault *v, struct vault_op *op, struct slot *
     if (st == CAIRN_OK && s->entry != CAIRN_ENTRY_NONE) {
         struct cairn_entry *e = cairn_index_entry(v->index, s->entry);
         e->block = op->op.block;
+        s->written = true;
         e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
     }
     slot_release(v, s);
@@ -158,6 +159,8 @@ static void load_failed(struct cairn_vault *v, struct vault_op *op, struct slot 
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     e->slot = CAIRN_SLOT_NONE;
     s->entry = CAIRN_ENTRY_NONE;
+    if (e->block != op->op.block)
+        s->cause = CAIRN_CAUSE_RECLAIMED; /* moved under the read: not damage */
     if (doubtful(op->op.cause) && e->block == op->op.block)
         entry_forget_disk(v, id);
     else
@@ -172,6 +175,7 @@ static void load_done(struct cairn_vault *v, struct vault_op *op, struct slot *s
         load_failed(v, op, s);
     } else {
         s->state = SLOT_RESIDENT;
+        s->written = true;
         s->checked = op->op.piece_count == 0;
         if (s->entry != CAIRN_ENTRY_NONE) {
             v->resident_bytes += s->value_len;
@@ -231,7 +235,7 @@ static bool host_recovered(void *arg, const struct cairn_summary_disk *r)
         /* Once something was left out, a new key could be an older version of it. */
         if (v->recover_overflow)
             return true;
-        id = cairn_index_insert(v->index, r->key);
+        id = cairn_index_insert16(v->index, r->key);
         if (id == CAIRN_ENTRY_NONE) {
             v->recover_overflow = true;
             count(&v->c.forgotten, 1);

@@ -32,7 +32,7 @@ static bool fill_index(struct work *w)
     struct cairn_key key;
     for (uint32_t i = 0; i < ENTRIES; i++) {
         bench_key_of(i, &key);
-        uint32_t id = cairn_index_insert(w->index, key.bytes);
+        uint32_t id = cairn_index_insert(w->index, &key);
         if (id == CAIRN_ENTRY_NONE)
             return bench_fail("the index was full after %u of %u entries", i, ENTRIES);
         cairn_index_entry(w->index, id)->value_len = i + 1;

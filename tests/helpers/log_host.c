@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "storage/key16.h"
 
 #define SLOT_BYTES ((1u << 20) + (128u << 10))
 #define SLOTS 48u
@@ -14,10 +15,10 @@
 static struct host_entry *entry_of(struct log_host *h, const uint8_t key[16], uint64_t *ret_id)
 {
     for (uint64_t id = 0; id < HOST_KEYS; id++) {
-        uint8_t k[32];
-        /* value_key mixes; the number is also kept in clear in its first bytes by put. */
+        uint8_t k[32], k16[16];
         value_key(id, k);
-        if (memcmp(k, key, 16) == 0) {
+        cairn_key16(k, k16);
+        if (memcmp(k16, key, 16) == 0) {
             if (ret_id)
                 *ret_id = id;
             return &h->keys[id];

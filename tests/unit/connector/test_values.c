@@ -250,3 +250,45 @@ Test(values, the_tail_of_a_chain_leaves_before_its_head)
     size_t held = cairn_lookup(store, keys, CHAIN);
     cr_assert_geq(held, 14, "%zu of a chain from its head in 16 MiB", held);
 }
+
+/* Keys of a caller's own, such as a counter in 32 bytes. */
+Test(values, keys_that_differ_in_one_half_only_are_different_keys)
+{
+    uint8_t bytes[100], got[100];
+    struct cairn_iov in = {bytes, sizeof bytes}, out = {got, sizeof got};
+    for (int round = 0; round < 2; round++) {
+        for (int i = 1; i < 200; i++) {
+            struct cairn_key key = {{0}};
+            key.bytes[i % 32] = (uint8_t)(1 + i / 32);
+            memset(bytes, i, sizeof bytes);
+            struct cairn_put put = {.key = key, .value = {&in, 1, CAIRN_MEM_HOST}};
+            if (round == 0)
+                cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
+            struct cairn_get get = {.key = key, .out = {&out, 1, CAIRN_MEM_HOST}};
+            cairn_get(store, &get, 1, PATIENCE, NULL);
+            cr_assert_eq(get.status, CAIRN_OK);
+            cr_assert_eq(memcmp(got, bytes, sizeof bytes), 0);
+        }
+    }
+}
+
+Test(disk, on_evict_loses_nothing_it_accepted)
+{
+    store_end();
+    store_path[0] = '\0';
+    store_open("disk=256MiB&prewrite=no&write=on-evict");
+    bool stored[600];
+    size_t count = 0;
+    for (uint64_t id = 0; id < 600; id++) {
+        /* Refused while the disk is behind: then the caller's turn is over. */
+        while (!(stored[id] = put_id(id + 1, 100000) == CAIRN_OK) && count < 100)
+            usleep(1000);
+        count += stored[id];
+    }
+    cr_assert_eq(cairn_flush(store, PATIENCE), CAIRN_OK);
+    cairn_close(store);
+    store_open("disk=256MiB&prewrite=no");
+    for (uint64_t id = 0; id < 600; id++)
+        cr_assert(!stored[id] || get_id(id + 1, 1, 100000) == CAIRN_OK, "lost %d", (int)id);
+    cr_assert_gt(count, 200);
+}
