@@ -17,8 +17,10 @@
 /* With nobody reading. */
 #define WRITE_IOS 6u
 #define WRITE_BYTES (6ull << 20)
-/* With readers: this much at once, and for this long after the last of them. */
-#define PACED_BYTES (512u << 10)
+/* With readers, and for this long after the last of them: a read that comes now waits for what is
+ * out, so that may be twice what readers have out themselves, within bounds. */
+#define PACED_MIN (512u << 10)
+#define PACED_MAX (4u << 20)
 #define PACED_NS (2 * CAIRN_NS_PER_MS)
 
 void nvme_loc_fill(const struct cairn_nvme *t, struct cairn_record_loc_disk *l, uint32_t seg,
@@ -325,14 +327,26 @@ static void unit_issue(struct cairn_nvme *t, struct nvme_unit *u, struct nvme_io
                   (uint32_t)len);
 }
 
+/* Bytes of writes that may be out now. */
+static uint64_t write_window(struct cairn_nvme *t, uint64_t now, bool *ret_paced)
+{
+    if (nvme_reading(t)) {
+        t->read_seen_ns = now;
+        t->read_seen_bytes = t->read_bytes_out;
+    }
+    *ret_paced = t->read_seen_ns && now - t->read_seen_ns < PACED_NS;
+    uint64_t bytes = 2 * t->read_seen_bytes;
+    if (!*ret_paced)
+        return WRITE_BYTES;
+    return bytes < PACED_MIN ? PACED_MIN : bytes > PACED_MAX ? PACED_MAX : bytes;
+}
+
 void nvme_writes_start(struct cairn_nvme *t, uint64_t now)
 {
-    if (nvme_reading(t))
-        t->read_seen_ns = now;
-    bool paced = t->read_seen_ns && now - t->read_seen_ns < PACED_NS;
-    uint32_t ios = paced ? 1 : WRITE_IOS;
-    uint64_t bytes = paced ? PACED_BYTES : WRITE_BYTES;
-    uint32_t piece = paced ? PACED_BYTES : NVME_PIECE;
+    bool paced;
+    uint64_t bytes = write_window(t, now, &paced);
+    uint32_t piece = bytes < NVME_PIECE ? PACED_MIN : NVME_PIECE;
+    uint32_t ios = paced ? (uint32_t)(bytes / piece) : WRITE_IOS;
     if (paced && (t->issue_head || t->wq.head))
         nvme_watch(t, now + PACED_NS);
     for (;;) {

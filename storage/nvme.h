@@ -197,6 +197,7 @@ struct cairn_nvme {
     uint32_t reads_out, writes_out; /* of loads and units                       */
     uint64_t read_bytes_out, write_bytes_out;
     uint32_t streak[3];             /* failures in a row, by kind               */
+    uint64_t read_seen_bytes;      /* out when readers were last seen */
     uint64_t read_seen_ns;
 
     struct nvme_seg *segs;
