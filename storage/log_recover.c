@@ -444,9 +444,14 @@ static cairn_status settle(struct cairn_nvme *t, const struct recovery *r)
     struct nvme_seg *s = &t->segs[t->seg_open];
     s->state = SEG_OPEN;
     s->no_footer = false;
-    int err = nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0);
+    /* A footer that could just not be read would hide what is appended now. */
+    memset(t->stages, 0, CAIRN_BLOCK);
+    uint64_t end = ((uint64_t)nvme_seg_first(t, t->seg_open) + t->seg_blocks) * CAIRN_BLOCK;
+    int err = nvme_io_now(t, CAIRN_IO_WRITE, end - CAIRN_BLOCK, t->stages, CAIRN_BLOCK);
+    if (!err)
+        err = nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0);
     if (err)
-        return nvme_fail(t, CAIRN_IO, "%s cannot be synced: %s", t->path, strerror(-err));
+        return nvme_fail(t, CAIRN_IO, "%s cannot be written: %s", t->path, strerror(-err));
     s->synced = s->mark = s->next;
     return CAIRN_OK;
 }
