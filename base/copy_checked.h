@@ -8,6 +8,8 @@
 
 /* Four pieces in turn saturate a core, and their sums fit into the registers of AVX2. */
 #define PIECE_LANES 4
+/* A piece alone, read from front to back, keeps too little in flight by itself. */
+#define PIECE_AHEAD_BYTES 4096u
 #define BLOCK_BYTES 1024u
 #define BLOCK_LINES (BLOCK_BYTES / LINE_BYTES)
 #define SECRET_BYTES 192u
@@ -68,10 +70,12 @@ static void acc_blocks(uint64_t *words, const unsigned char *read, size_t blocks
 }
 
 CAIRN_INLINE void piece_turn(cairn_vec *acc, const struct piece_lane *p, size_t at,
-                             const unsigned char *secret)
+                             const unsigned char *secret, const bool ahead)
 {
     const unsigned char *read = p->read + at, *src = p->run.src + at;
     unsigned char *dst = p->run.dst + at;
+    if (ahead)
+        prefetch_bytes(read + PIECE_AHEAD_BYTES, TURN_BYTES);
 #pragma GCC unroll 4
     for (uint32_t i = 0; i < TURN_LINES; i++) {
 #pragma GCC unroll 4
@@ -97,7 +101,8 @@ CAIRN_INLINE void pieces_blocks(struct piece_lane *p, const uint32_t lanes, size
         for (size_t line = 0; line < BLOCK_LINES; line += TURN_LINES)
 #pragma GCC unroll 4
             for (uint32_t k = 0; k < lanes; k++)
-                piece_turn(acc[k], &p[k], at + line * LINE_BYTES, secret + line * 8);
+                piece_turn(acc[k], &p[k], at + line * LINE_BYTES, secret + line * 8,
+                           lanes == 1);
 #pragma GCC unroll 4
         for (uint32_t k = 0; k < lanes; k++)
 #pragma GCC unroll 4
