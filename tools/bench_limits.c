@@ -22,8 +22,8 @@
 struct loop {
     const struct cairn_limit_disk *o;
     struct io_uring ring;
-    struct iovec bufs[DEPTH_MAX];
     uint64_t started_ns[DEPTH_MAX];
+    uint64_t next_buf; /* buffers go round the whole region */
     bool registered;
     uint64_t places;
     uint64_t random;
@@ -60,12 +60,9 @@ static int ring_open(struct loop *l)
         err = io_uring_queue_init(DEPTH_MAX, &l->ring, 0);
     if (err < 0)
         return err;
-    for (uint32_t i = 0; i < l->o->depth; i++) {
-        l->bufs[i].iov_base = (char *)l->o->region + (size_t)i * l->o->len;
-        l->bufs[i].iov_len = l->o->len;
-    }
+    struct iovec region = {.iov_base = l->o->region, .iov_len = l->o->region_len};
     err = io_uring_register_files(&l->ring, &l->o->fd, 1);
-    l->registered = io_uring_register_buffers(&l->ring, l->bufs, l->o->depth) == 0;
+    l->registered = io_uring_register_buffers(&l->ring, &region, 1) == 0;
     if (err < 0)
         io_uring_queue_exit(&l->ring);
     return err;
@@ -76,13 +73,13 @@ static void start(struct loop *l, uint32_t i)
     const struct cairn_limit_disk *o = l->o;
     uint64_t off = o->from + bench_random(&l->random) % l->places * o->len;
     struct io_uring_sqe *sqe = io_uring_get_sqe(&l->ring);
-    void *buf = l->bufs[i].iov_base;
+    void *buf = (char *)o->region + l->next_buf++ % (o->region_len / o->len) * o->len;
     if (o->write && l->registered)
-        io_uring_prep_write_fixed(sqe, 0, buf, o->len, off, (int)i);
+        io_uring_prep_write_fixed(sqe, 0, buf, o->len, off, 0);
     else if (o->write)
         io_uring_prep_write(sqe, 0, buf, o->len, off);
     else if (l->registered)
-        io_uring_prep_read_fixed(sqe, 0, buf, o->len, off, (int)i);
+        io_uring_prep_read_fixed(sqe, 0, buf, o->len, off, 0);
     else
         io_uring_prep_read(sqe, 0, buf, o->len, off);
     sqe->flags |= IOSQE_FIXED_FILE;

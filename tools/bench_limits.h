@@ -23,7 +23,8 @@ struct cairn_limit_disk {
     uint32_t len;          /* bytes an io, a multiple of 4 KiB                              */
     uint32_t depth;        /* 1 to 64                                                       */
     bool write;            /* overwrite with what region holds; else read                   */
-    void *region;          /* huge-page memory, at least depth * len bytes                  */
+    void *region;          /* huge-page memory, at least depth * len bytes: ios go round it,
+                            * so that with much more of it than cache they find it cold     */
     size_t region_len;
     uint64_t duration_ns;
     uint64_t seed;
