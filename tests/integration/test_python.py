@@ -405,6 +405,7 @@ def test_a_view_outlives_release_and_guards_close(rng):
     (lambda s, k: s.put(k[0], [b"x"]), TypeError, "keys is one bytes"),
     (lambda s, k: s.put([k[0], b"short"], [b"x", b"y"]), cairn.InvalidError, r"keys\[1\] has 5"),
     (lambda s, k: s.put([b""], [b"x"]), cairn.InvalidError, r"keys\[0\] has 0"),
+    (lambda s, k: s.put([k[0], bytes(32)], [b"x", b"y"]), cairn.InvalidError, "all zero"),
     (lambda s, k: s.put([k[0], None], [b"x", b"y"]), TypeError, r"keys\[1\]"),
     (lambda s, k: s.put(np.zeros((2, 31), np.uint8), [b"x", b"y"]), cairn.InvalidError, "31"),
     (lambda s, k: s.put(np.zeros((2, 32)), [b"x", b"y"]), cairn.InvalidError, "float64"),

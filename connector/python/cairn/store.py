@@ -155,6 +155,8 @@ class Store:
         a value.
         """
         array = key_array(keys)
+        if not array.any(axis=1).all():
+            raise InvalidError("a key is all zero, which names nothing")
         iov, counts, keep = runs(values, "values", False)
         if len(counts) != len(array):
             raise InvalidError(f"{len(array)} keys and {len(counts)} values")
