@@ -162,11 +162,13 @@ static void expire(struct cairn_nvme *t, uint64_t now)
     nvme_writes_expire(t, now);
 }
 
-/* Nothing accepted is unanswered and the device has answered all it ever will in time. */
+/* Nothing accepted is unanswered and the device has answered all it ever will in time. Once the
+ * tier is off, what it still wanted to do for itself is never done. */
 static bool drained(const struct cairn_nvme *t)
 {
+    bool own_work = t->waiters || t->ident_pending || t->ident_writing;
     return !t->rq.head && !t->wq.head && !t->fifo_head && !t->loads_active && !t->sync_wait.head &&
-           !t->sync_fly.head && !t->sync_out && !t->waiters && t->out == t->lost_out;
+           !t->sync_fly.head && !t->sync_out && t->out == t->lost_out && (t->off || !own_work);
 }
 
 static bool lap(struct cairn_nvme *t)
@@ -188,11 +190,16 @@ static bool lap(struct cairn_nvme *t)
     nvme_ident_pump(t);
     nvme_super_pump(t);
     nvme_prewrite_pump(t, now);
-    if (now >= t->deadline_next || t->off)
+    if (now >= t->deadline_next || t->off) {
+        busy = busy || now >= t->deadline_next;
         expire(t, now);
+    }
     if (now >= t->io_look_ns) {
+        uint32_t lost = t->lost_out;
         nvme_io_expire(t, now);
         t->io_look_ns = now + t->o.io_deadline_ns / 4;
+        /* What was given up is answered on the next lap, not when something else happens. */
+        busy = busy || t->lost_out != lost;
     }
     return busy || n > 0;
 }
@@ -242,7 +249,7 @@ static void loop(struct cairn_nvme *t)
         if (t->closing) {
             if (t->close_by_ns == UINT64_MAX)
                 t->close_by_ns = cairn_deadline_ns(CLOSE_NS);
-            if (!busy && !t->ident_pending && !t->ident_writing && drained(t))
+            if (!busy && drained(t))
                 break;
             if (cairn_now_ns() >= t->close_by_ns) {
                 give_up(t);
@@ -255,6 +262,8 @@ static void loop(struct cairn_nvme *t)
     finish(t);
 }
 
+/* 0: the device does not answer. Into memory of its own, which then stays: a read that comes back
+ * after all must not land in the arena. */
 static uint32_t depth_measure(struct cairn_nvme *t)
 {
     uint32_t used = 0;
@@ -264,10 +273,18 @@ static uint32_t depth_measure(struct cairn_nvme *t)
         used = t->prewritten;
     /* Never written extents are not read from the device; a device of the caller's own is not
      * behind the file descriptor. */
-    if (used == 0 || t->o.ioq_arg || !t->o.region || t->o.region_len < NVME_DEPTH_MAX * NVME_PIECE)
+    if (used == 0 || t->o.ioq_arg)
         return NVME_DEPTH;
-    return cairn_ioq_measure_depth(t->o.ioq, t->fd, t->o.region, t->o.region_len,
-                                   CAIRN_DATA_OFFSET + used * t->shape.segment_bytes, NVME_PIECE);
+    size_t len = NVME_DEPTH_MAX * (size_t)NVME_PIECE;
+    void *memory = cairn_table_alloc(len);
+    if (!memory)
+        return NVME_DEPTH;
+    uint32_t depth = cairn_ioq_measure_depth(t->o.ioq, t->fd, memory, len,
+                                             CAIRN_DATA_OFFSET + used * t->shape.segment_bytes,
+                                             NVME_PIECE);
+    if (depth)
+        cairn_table_free(memory, len);
+    return depth;
 }
 
 static cairn_status begin(struct cairn_nvme *t)
@@ -287,6 +304,9 @@ static cairn_status begin(struct cairn_nvme *t)
         t->info.depth = depth_measure(t);
         memset(t->scratch, 0, NVME_SCRATCH);
     }
+    if (!st && t->info.depth == 0)
+        st = nvme_fail(t, CAIRN_IO, "%s: the device does not answer reads; check its health",
+                       t->path);
     return st;
 }
 
@@ -305,7 +325,7 @@ static void *run(void *arg)
     bool all = t->q ? t->q->ops->close(t->q) : true;
     pthread_mutex_lock(&t->lock);
     t->finished = true;
-    t->held = !all;
+    t->held = !all || t->info.depth == 0;
     pthread_cond_broadcast(&t->changed);
     pthread_mutex_unlock(&t->lock);
     return NULL;
