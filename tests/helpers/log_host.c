@@ -12,17 +12,35 @@
 #define SLOTS 48u
 #define PATIENCE (60 * CAIRN_NS_PER_S)
 
+static uint32_t home_of(const uint8_t key[16])
+{
+    uint32_t n;
+    memcpy(&n, key, sizeof n);
+    return n % HOST_NAMES;
+}
+
+static void names_make(struct log_host *h)
+{
+    for (uint32_t id = 0; id < HOST_KEYS; id++) {
+        uint8_t key[32];
+        value_key(id, key);
+        cairn_key16(key, h->key16[id]);
+        uint32_t at = home_of(h->key16[id]);
+        while (h->names[at])
+            at = (at + 1) % HOST_NAMES;
+        h->names[at] = (uint16_t)(id + 1);
+    }
+}
+
 static struct host_entry *entry_of(struct log_host *h, const uint8_t key[16], uint64_t *ret_id)
 {
-    for (uint64_t id = 0; id < HOST_KEYS; id++) {
-        uint8_t k[32], k16[16];
-        value_key(id, k);
-        cairn_key16(k, k16);
-        if (memcmp(k16, key, 16) == 0) {
-            if (ret_id)
-                *ret_id = id;
-            return &h->keys[id];
-        }
+    for (uint32_t at = home_of(key); h->names[at]; at = (at + 1) % HOST_NAMES) {
+        uint32_t id = h->names[at] - 1u;
+        if (memcmp(h->key16[id], key, 16) != 0)
+            continue;
+        if (ret_id)
+            *ret_id = id;
+        return &h->keys[id];
     }
     return NULL;
 }
@@ -129,6 +147,7 @@ static void on_done(struct cairn_tier_op *op)
 void host_init(struct log_host *h, const char *path, uint64_t disk, const char *engine)
 {
     memset(h, 0, sizeof *h);
+    names_make(h);
     h->arena_len = (size_t)SLOTS * SLOT_BYTES;
     h->arena = mmap(NULL, h->arena_len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (h->arena == MAP_FAILED)

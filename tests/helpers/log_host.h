@@ -8,6 +8,7 @@
 #include "tests/helpers/value.h"
 
 #define HOST_KEYS 4096u
+#define HOST_NAMES 8192u
 
 struct host_entry {
     uint64_t version; /* what the host would serve, 0 = nothing */
@@ -27,6 +28,8 @@ struct log_host {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct host_entry keys[HOST_KEYS];
+    uint8_t key16[HOST_KEYS][16];
+    uint16_t names[HOST_NAMES]; /* by key16: number + 1, open addressing */
     uint64_t version;          /* last one given out               */
     uint32_t wanted_every;     /* reclaim keeps keys id % n == 0   */
     uint64_t recovered, recovered_tombs, moved, reclaimed, images_back;
