@@ -10,7 +10,8 @@
  *     writes returned by poll before it was submitted.
  *  4. wait sleeps until a completion, a wake() from any thread, or the deadline. A wake is kept
  *     until a wait returns for it, whatever poll does in between; wait may also return for nothing.
- *  5. Accepted ios start at the latest in the next poll or wait (so that several start as one).
+ *  5. Accepted ios start at the latest in the next poll or wait, so that several start as one; a
+ *     poll with cap 0 does just that.
  */
 #ifndef CAIRN_STORAGE_IOQ_H
 #define CAIRN_STORAGE_IOQ_H

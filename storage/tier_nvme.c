@@ -398,8 +398,8 @@ static cairn_status shape_of(struct cairn_nvme *t)
                          size);
     uint64_t segments = t->o.disk_bytes / seg;
     if (CAIRN_DATA_OFFSET / CAIRN_BLOCK + segments * (seg / CAIRN_BLOCK) > UINT32_MAX)
-        return nvme_fail(t, CAIRN_INVAL, "disk=%s is too large for one log; give it less than 16 TiB",
-                         size);
+        return nvme_fail(t, CAIRN_INVAL,
+                         "disk=%s is too large for one log; give it less than 16 TiB", size);
     t->shape.segment_bytes = seg;
     t->shape.segments = (uint32_t)segments;
     t->seg_blocks = (uint32_t)(seg / CAIRN_BLOCK);

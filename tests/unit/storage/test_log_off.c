@@ -1,4 +1,4 @@
-/* A log whose device dies under it must be closed at once: nothing that is left to do can be done. */
+/* A log whose device dies under it is closed at once: what is left to do can never be done. */
 #include <criterion/criterion.h>
 
 #include <stdlib.h>
