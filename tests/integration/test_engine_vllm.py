@@ -196,21 +196,11 @@ def test_small_blocks_make_chunks_of_256_tokens(start, words):
     engine.stop()
 
 
-def test_the_engine_s_own_process(start, words, place):
-    """vLLM's default: scheduler and worker are in a process of their own."""
-    prompt = words[:4 * BLOCK + 60]
-    engine = start("own", multiprocess=True)
-    engine.answer(prompt)
-    own = engine.answer(prompt)
-    engine.reset()
-    loaded = engine.answer(prompt)
-    assert loaded["cached_tokens"] == 4 * BLOCK and same(loaded, own)
-    engine.stop()
-    with cairn.open(f"embedded://{place}?ram=64MiB&disk=1GiB&lock_wait=10s") as store:
-        assert store.stats()["index"]["entries"] >= 4
-
-
 def test_without_a_store_the_engine_answers(start, words, place):
+    apart = start("apart", multiprocess=True)
+    assert apart.answer(words[:200])["finish"] == "length"
+    assert "set VLLM_ENABLE_V1_MULTIPROCESSING=0" in apart.log.read_text()
+    apart.stop()
     with cairn.open(f"embedded://{place}?ram=64MiB&disk=1GiB"):
         engine = start("locked")
         assert engine.identity is None
