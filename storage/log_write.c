@@ -12,15 +12,16 @@
  * sixteen 64 KiB writes, a copy costs a tenth of that. */
 #define SMALL_BLOCKS 33u
 #define STAGE_NONE UINT32_MAX
-/* Bytes written and not synced before the log does it by itself: what recovery has to verify. */
-#define UNSYNCED_MAX (32ull << 20)
+/* Bytes written and not synced before the log does it by itself: what recovery has to verify, about
+ * 40 ms of reading. A sync stalls the device for 0.3 ms. */
+#define UNSYNCED_MAX (128ull << 20)
 /* With nobody reading. */
-#define WRITE_IOS 6u
-#define WRITE_BYTES (6ull << 20)
+#define WRITE_IOS 12u
+#define WRITE_BYTES (12ull << 20)
 /* With readers, and for this long after the last of them: a read that comes now waits for what is
- * out, so that may be twice what readers have out themselves, within bounds. */
+ * out, so that may be three times what readers have out, within bounds. */
 #define PACED_MIN (512u << 10)
-#define PACED_MAX (4u << 20)
+#define PACED_MAX (6u << 20)
 #define PACED_NS (2 * CAIRN_NS_PER_MS)
 
 void nvme_loc_fill(const struct cairn_nvme *t, struct cairn_record_loc_disk *l, uint32_t seg,
@@ -335,7 +336,7 @@ static uint64_t write_window(struct cairn_nvme *t, uint64_t now, bool *ret_paced
         t->read_seen_bytes = t->read_bytes_out;
     }
     *ret_paced = t->read_seen_ns && now - t->read_seen_ns < PACED_NS;
-    uint64_t bytes = 2 * t->read_seen_bytes;
+    uint64_t bytes = 3 * t->read_seen_bytes;
     if (!*ret_paced)
         return WRITE_BYTES;
     return bytes < PACED_MIN ? PACED_MIN : bytes > PACED_MAX ? PACED_MAX : bytes;
