@@ -15,7 +15,17 @@
 #define SIDE_LARGEST 3000u
 #define PINS 4u
 
+/* What was last done to a key, told when it goes wrong: threads and devices make no run repeat. */
+#define NOTES 24u
+struct note {
+    uint64_t op, gen;
+    const char *what;
+    int status;
+};
+
 struct state {
+    struct note notes[NOTES];
+    uint64_t noted;
     uint64_t gen;          /* current generation, 0 = none                              */
     uint64_t last;         /* last generation used for this key                         */
     uint64_t expires_ns;   /* wall clock                                                */
@@ -24,6 +34,7 @@ struct state {
     bool durable;          /* a flush has succeeded since                               */
     bool maybe;            /* a call failed half way: it may also be gone               */
     bool named;            /* put with its fingerprint                                  */
+    bool ghost;            /* one has expired: never a hit, but hints may name it        */
 };
 
 struct held {
@@ -44,8 +55,39 @@ struct model {
     uint64_t puts, stored, hits, misses, sure_hits, reopened, ranges, pinned, expired, deleted;
 };
 
+static void tell(const struct model *m, uint64_t id)
+{
+    const struct state *k = &m->keys[id];
+    uint64_t n = k->noted > NOTES ? k->noted - NOTES : 0;
+
+    fprintf(stderr, "key %llu: generation %llu durable %d maybe %d expires %d\n",
+            (unsigned long long)id, (unsigned long long)k->gen, k->durable, k->maybe,
+            k->expires_ns != 0);
+    for (; n < k->noted; n++) {
+        const struct note *x = &k->notes[n % NOTES];
+
+        fprintf(stderr, "  op %llu %s generation %llu status %d\n", (unsigned long long)x->op,
+                x->what, (unsigned long long)x->gen, x->status);
+    }
+}
+
 #define FAIL(m, ...) \
     (fprintf(stderr, "op %llu: ", (unsigned long long)(m)->op), rig_fail(&(m)->r, __VA_ARGS__))
+#define FAIL_KEY(m, id, ...) (tell((m), (id)), FAIL((m), __VA_ARGS__))
+
+static void note(struct model *m, uint64_t id, const char *what, uint64_t gen, int status)
+{
+    struct state *k = &m->keys[id];
+
+    k->notes[k->noted++ % NOTES] =
+        (struct note){.op = m->op, .gen = gen, .what = what, .status = status};
+}
+
+static void note_all(struct model *m, const char *what, int status)
+{
+    for (uint64_t id = 0; id < KEYS; id++)
+        note(m, id, what, m->keys[id].gen, status);
+}
 
 static struct cairn_key key_of(uint64_t id)
 {
@@ -69,7 +111,9 @@ static void settle_expiry(struct model *m)
         struct state *k = &m->keys[i];
 
         if (k->gen && k->expires_ns && now > k->expires_ns) {
+            note(m, i, "expire", k->gen, 0);
             k->gen = 0;
+            k->ghost = true;
             m->expired++;
         }
     }
@@ -91,6 +135,9 @@ static bool must_be_held(const struct model *m, const struct state *k)
 {
     uint64_t since = m->appended - k->appended;
 
+    /* Without write-through, values of before may be written after it. */
+    if (m->r.o.write != CAIRN_WRITE_THROUGH)
+        since += m->r.o.ram_bytes;
     if (!k->gen || !k->durable || k->maybe || k->expires_ns || !m->r.o.disk_bytes)
         return false;
     return since * 16 / 10 + (6u << 20) < m->r.o.disk_bytes;
@@ -161,26 +208,28 @@ static void put_done(struct model *m, const struct putting *p, size_t i)
     const struct cairn_put *put = &p->puts[i];
     struct state *k = &m->keys[p->id[i]];
 
+    note(m, p->id[i], put->flags & CAIRN_PUT_REPLACE ? "replace" : "put", p->gen[i], put->status);
     m->puts++;
     if (put->status == CAIRN_EXISTS) {
         if (put->flags & CAIRN_PUT_REPLACE)
-            FAIL(m, "put of key %llu with replace says it exists", (unsigned long long)p->id[i]);
+            FAIL_KEY(m, p->id[i], "put of key %llu with replace says it exists",
+                     (unsigned long long)p->id[i]);
         if (!k->gen)
-            FAIL(m, "put of key %llu says it exists, but it does not",
+            FAIL_KEY(m, p->id[i], "put of key %llu says it exists, but it does not",
                  (unsigned long long)p->id[i]);
         m->stored++;
         return;
     }
     if (put->status != CAIRN_OK) {
         if (put->status != CAIRN_NOSPACE && put->status != CAIRN_BUSY && !m->dying)
-            FAIL(m, "put of key %llu: status %d cause %d", (unsigned long long)p->id[i],
-                 put->status, put->cause);
+            FAIL_KEY(m, p->id[i], "put of key %llu: status %d cause %d",
+                     (unsigned long long)p->id[i], put->status, put->cause);
         if (put->flags & CAIRN_PUT_REPLACE)
             k->maybe = true;
         return;
     }
     if (must_be_held(m, k) && !m->dying && !(put->flags & CAIRN_PUT_REPLACE))
-        FAIL(m, "put of durable key %llu stored again: its first bytes are gone",
+        FAIL_KEY(m, p->id[i], "put of durable key %llu stored again: its first bytes are gone",
              (unsigned long long)p->id[i]);
     m->stored++;
     m->appended += ((uint64_t)cairn_record_blocks(put_len(put), put->side_len) + 1) * CAIRN_BLOCK;
@@ -201,7 +250,7 @@ static void check_bytes(struct model *m, uint64_t id, const void *data, uint64_t
     size_t bad = value_check(data, id, k->gen, off, len);
 
     if (bad < len)
-        FAIL(m, "wrong byte %zu of key %llu generation %llu (%zu bytes from %llu): shows "
+        FAIL_KEY(m, id, "wrong byte %zu of key %llu generation %llu (%zu bytes from %llu): shows "
                 "generation %llu",
              bad, (unsigned long long)id, (unsigned long long)k->gen, len, (unsigned long long)off,
              (unsigned long long)value_generation(data, len, id));
@@ -212,9 +261,10 @@ static void get_done(struct model *m, uint64_t id, const struct cairn_get *g, si
 {
     struct state *k = &m->keys[id];
 
+    note(m, id, "get", k->gen, g->status);
     if (g->status == CAIRN_OK) {
         if (!k->gen)
-            FAIL(m, "hit of key %llu, which is deleted, expired or never was",
+            FAIL_KEY(m, id, "hit of key %llu, which is deleted, expired or never was",
                  (unsigned long long)id);
         check_bytes(m, id, data, g->offset, len);
         m->hits++;
@@ -227,10 +277,10 @@ static void get_done(struct model *m, uint64_t id, const struct cairn_get *g, si
     if (g->status == CAIRN_TIMEOUT || g->cause == CAIRN_CAUSE_CHECKSUM ||
         g->cause == CAIRN_CAUSE_HEADER || g->cause == CAIRN_CAUSE_KEY ||
         g->cause == CAIRN_CAUSE_IO_ERROR || g->cause == CAIRN_CAUSE_TIER_OFF)
-        FAIL(m, "get of key %llu: status %d cause %s on a sound device", (unsigned long long)id,
-             g->status, cairn_cause_name((enum cairn_cause)g->cause));
+        FAIL_KEY(m, id, "get of key %llu: status %d cause %s on a sound device",
+                 (unsigned long long)id, g->status, cairn_cause_name((enum cairn_cause)g->cause));
     if (must_be_held(m, k))
-        FAIL(m, "durable key %llu generation %llu is missed: status %d cause %s",
+        FAIL_KEY(m, id, "durable key %llu generation %llu is missed: status %d cause %s",
              (unsigned long long)id, (unsigned long long)k->gen, g->status,
              cairn_cause_name((enum cairn_cause)g->cause));
 }
@@ -290,7 +340,8 @@ static void op_put(struct model *m, size_t count, uint64_t first)
 
         op_get(m, p.id, 1);
         if (m->hits == hits)
-            FAIL(m, "key %llu was put and is not visible", (unsigned long long)p.id[0]);
+            FAIL_KEY(m, p.id[0], "key %llu was put and is not visible",
+                     (unsigned long long)p.id[0]);
     }
 }
 
@@ -318,7 +369,7 @@ static void op_get_wrong(struct model *m, uint64_t id)
     g.out = rig_sgl(&iov, m->out[0], len);
     cairn_vault_get(m->r.vault, &g, 1, deadline(), NULL);
     if (g.status == CAIRN_OK)
-        FAIL(m, "get of key %llu with a wrong length, range or identity is a hit",
+        FAIL_KEY(m, id, "get of key %llu with a wrong length, range or identity is a hit",
              (unsigned long long)id);
 }
 
@@ -330,28 +381,32 @@ static void op_delete(struct model *m, uint64_t id)
     cairn_status s = CAIRN_OK;
 
     cairn_vault_delete(m->r.vault, &key, 1, deadline(), &s);
+    note(m, id, "delete", k->gen, s);
     if (s != CAIRN_OK && s != CAIRN_MISS) {
         if (!m->dying)
-            FAIL(m, "delete of key %llu: status %d", (unsigned long long)id, s);
+            FAIL_KEY(m, id, "delete of key %llu: status %d", (unsigned long long)id, s);
         k->maybe = true;
         return;
     }
     if (s == CAIRN_MISS && sure && !m->dying)
-        FAIL(m, "delete says durable key %llu is not held", (unsigned long long)id);
-    if (s == CAIRN_OK && !k->gen && !k->expires_ns)
-        FAIL(m, "delete says key %llu was held", (unsigned long long)id);
+        FAIL_KEY(m, id, "delete says durable key %llu is not held", (unsigned long long)id);
+    if (s == CAIRN_OK && !k->gen && !k->ghost)
+        FAIL_KEY(m, id, "delete says key %llu was held", (unsigned long long)id);
     m->deleted += s == CAIRN_OK;
     m->appended += CAIRN_BLOCK;
+    if (s == CAIRN_OK)
+        k->ghost = false;
     k->gen = k->expires_ns = 0;
     k->maybe = false;
-    if (cairn_vault_lookup(m->r.vault, &key, 1) != 0)
-        FAIL(m, "lookup finds key %llu after its deletion", (unsigned long long)id);
+    if (cairn_vault_lookup(m->r.vault, &key, 1) != 0 && !k->ghost)
+        FAIL_KEY(m, id, "lookup finds key %llu after its deletion", (unsigned long long)id);
 }
 
 static void op_flush(struct model *m)
 {
     cairn_status s = cairn_vault_flush(m->r.vault, deadline());
 
+    note_all(m, "flush", s);
     if (!m->r.o.disk_bytes) {
         if (s != CAIRN_UNSUPPORTED)
             FAIL(m, "flush without a disk: status %d", s);
@@ -385,8 +440,8 @@ static void op_lookup(struct model *m, uint64_t first)
     for (size_t i = 0; i < held; i++) {
         const struct state *k = &m->keys[(first + i) % KEYS];
 
-        if (!k->gen && !k->expires_ns)
-            FAIL(m, "lookup finds key %llu, which is not there",
+        if (!k->gen && !k->ghost)
+            FAIL_KEY(m, (first + i) % KEYS, "lookup finds key %llu, which is not there",
                  (unsigned long long)((first + i) % KEYS));
     }
 }
@@ -397,11 +452,11 @@ static void op_value_len(struct model *m, uint64_t id)
     const struct state *k = &m->keys[id];
     uint64_t len = cairn_vault_value_len(m->r.vault, &key);
 
-    if (len && (k->gen || !k->expires_ns) && len != (k->gen ? k->len : 0))
-        FAIL(m, "key %llu is said to have %llu bytes", (unsigned long long)id,
+    if (len && !k->ghost && len != (k->gen ? k->len : 0))
+        FAIL_KEY(m, id, "key %llu is said to have %llu bytes", (unsigned long long)id,
              (unsigned long long)len);
     if (!len && must_be_held(m, k) && !m->dying)
-        FAIL(m, "durable key %llu has no length", (unsigned long long)id);
+        FAIL_KEY(m, id, "durable key %llu has no length", (unsigned long long)id);
 }
 
 static void op_side(struct model *m, uint64_t id)
@@ -413,10 +468,10 @@ static void op_side(struct model *m, uint64_t id)
     cairn_status s = cairn_vault_side(m->r.vault, &key, out, &len, deadline());
 
     if (s == CAIRN_OK && (!k->gen || len != k->side || memcmp(out, m->side, len) != 0))
-        FAIL(m, "side records of key %llu are wrong: %u bytes, put with %u",
+        FAIL_KEY(m, id, "side records of key %llu are wrong: %u bytes, put with %u",
              (unsigned long long)id, len, k->side);
     if (s != CAIRN_OK && k->side && must_be_held(m, k) && !m->dying)
-        FAIL(m, "side records of durable key %llu: status %d", (unsigned long long)id, s);
+        FAIL_KEY(m, id, "side records of durable key %llu: status %d", (unsigned long long)id, s);
 }
 
 static void drop_pins(struct model *m, struct held *h)
@@ -426,7 +481,7 @@ static void drop_pins(struct model *m, struct held *h)
         size_t bad = value_check(h->pins[i].value, h->id[i], h->gen[i], 0, len);
 
         if (bad < len)
-            FAIL(m, "pinned key %llu generation %llu changed at byte %zu of %zu",
+            FAIL_KEY(m, h->id[i], "pinned key %llu generation %llu changed at byte %zu of %zu",
                  (unsigned long long)h->id[i], (unsigned long long)h->gen[i], bad, len);
     }
     if (h->count)
@@ -451,7 +506,7 @@ static void op_pin(struct model *m, uint64_t first)
         struct state *k = &m->keys[id];
 
         if (!k->gen || h->pins[i].value_len != k->len)
-            FAIL(m, "pin of key %llu, which is not held or has another length",
+            FAIL_KEY(m, id, "pin of key %llu, which is not held or has another length",
                  (unsigned long long)id);
         check_bytes(m, id, h->pins[i].value, 0, k->len);
         h->id[i] = id;
@@ -465,6 +520,7 @@ static void op_reopen(struct model *m)
 {
     if (rng_one_in(&m->r.rng, 2))
         op_flush(m);
+    note_all(m, "reopen", m->dying);
     m->r.plan.off = true;
     for (size_t i = 0; i < PINS; i++)
         drop_pins(m, &m->held[i]);
@@ -472,11 +528,17 @@ static void op_reopen(struct model *m)
         rig_power_cycle(&m->r);
         m->cuts++;
     } else {
+        /* What a policy would write is written by a clean close. */
         rig_close(&m->r);
+        for (size_t i = 0; i < KEYS && !m->dying && m->r.o.write != CAIRN_WRITE_NONE; i++)
+            m->keys[i].durable = m->keys[i].gen != 0;
         rig_open(&m->r);
     }
     m->r.plan.off = !m->r.faults;
     m->dying = m->r.faults > 0;
+    /* A flush from now on makes nothing durable that the restart has lost. */
+    for (size_t i = 0; i < KEYS; i++)
+        m->keys[i].maybe |= !m->keys[i].durable;
     m->reopened++;
     m->appended += 1u << 20; /* recovery may leave the rest of a segment unused */
     if (!m->r.o.disk_bytes) {
@@ -545,6 +607,7 @@ static void step(struct model *m)
         op_flush(m);
     } else if (dice < 990) {
         cairn_vault_drop_ram(m->r.vault);
+        note_all(m, "drop", 0);
     } else if (dice < 993) {
         op_too_big(m, id);
     } else {
