@@ -14,7 +14,7 @@
 #define MEM_BYTES (512ull << 20)
 /* Many times the last-level cache: values are not in it either. */
 #define IO_BYTES (512ull << 20)
-#define BATCH_BYTES (128ull << 20)
+#define BATCH_BYTES (256ull << 20)
 #define BATCH_MAX 2048u
 #define TIMEOUT (30 * CAIRN_NS_PER_S)
 #define SINGLES 200u
