@@ -167,7 +167,7 @@ def demo(d: Demo, json_file: Path | None) -> bool:
     prompts, reference = first_process(d)
     size = d.rows[-1].loaded_bytes
     copy, read = copy_rate(size), read_rate(d.log_file, size)
-    after_kill = []
+    after_kill: list[dict[str, Any]] = []
     last = False
     while not last:
         last = len(after_kill) == KILLS - 1 or time.monotonic() - d.started > PATIENCE

@@ -41,10 +41,10 @@ class EngineProcess:
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
-            raise EngineError(f"the engine's process ended with {code}; its output is in {self.log}")
+            raise EngineError(f"the engine's process ended with {code}; see {self.log}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise EngineError(f"{answer['error']} (the engine's output is in {self.log})")
+            raise EngineError(f"{answer['error']} (see {self.log})")
         return answer
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -62,10 +62,9 @@ class EngineProcess:
         loaded_bytes (what Cairn brought), text, and logprobs, a dict a token."""
         return self.ask(do="answer", tokens=tokens, max_tokens=max_tokens, salt=salt)
 
-    def answer_together(self, prompts: list[list[int]], *, max_tokens: int = 8) -> list[dict[str, Any]]:
+    def answer_together(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
         """The same for several prompts at once, without times."""
-        found: list[dict[str, Any]] = self.ask(do="together", prompts=prompts,
-                                               max_tokens=max_tokens)["answers"]
+        found: list[dict[str, Any]] = self.ask(do="together", prompts=prompts)["answers"]
         return found
 
     def tokens(self, text: str) -> list[int]:
@@ -94,7 +93,7 @@ class EngineProcess:
         self.ask(do="stop")
         code = self._process.wait(timeout=120)
         if code != 0:
-            raise EngineError(f"the engine's process ended with {code}; its output is in {self.log}")
+            raise EngineError(f"the engine's process ended with {code}; see {self.log}")
 
     def __enter__(self) -> EngineProcess:
         return self
@@ -165,9 +164,9 @@ class _Server:
         return {"ttft_s": first, "loaded_tokens": after[0] - before[0],
                 "loaded_bytes": after[1] - before[1], **_said(final)}
 
-    def together(self, prompts: list[list[int]], max_tokens: int) -> dict[str, Any]:
+    def together(self, prompts: list[list[int]]) -> dict[str, Any]:
         from vllm import SamplingParams
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5)
+        params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=5)
         outputs = self.llm.generate([{"prompt_token_ids": p} for p in prompts], params,
                                     use_tqdm=False)
         return {"answers": [_said(o) for o in outputs]}
@@ -176,7 +175,7 @@ class _Server:
         if q["do"] == "answer":
             return self.answer(q["tokens"], q["max_tokens"], q["salt"])
         if q["do"] == "together":
-            return self.together(q["prompts"], q["max_tokens"])
+            return self.together(q["prompts"])
         if q["do"] == "tokens":
             return {"tokens": self.llm.get_tokenizer()(q["text"])["input_ids"]}
         if q["do"] == "reset":

@@ -37,9 +37,10 @@ class Check:
 
     def text(self) -> str:
         what = "copy" if self.name == "ram" else "disk read"
-        return (f"{self.name} - prefix = {self.over_s * 1000:.1f} ms, allowed {self.limit_s * 1000:.1f}"
-                f" ms (1.5 x bytes / {what} of {self.rate / 1e9:.2f} GB/s, measured here, + "
-                f"{self.slack_s * 1000:.0f} ms): {'met' if self.met else 'NOT met'}")
+        return (f"{self.name} - prefix = {self.over_s * 1000:.1f} ms, "
+                f"allowed {self.limit_s * 1000:.1f} ms (1.5 x bytes / {what} of "
+                f"{self.rate / 1e9:.2f} GB/s, measured here, + {self.slack_s * 1000:.0f} ms): "
+                f"{'met' if self.met else 'NOT met'}")
 
     def json(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.met}
@@ -52,7 +53,8 @@ def _identical(row: Row) -> str:
 
 
 def table(rows: list[Row], checks: list[Check]) -> str:
-    lines = [f"{'':9} {'first token':>12} {'tokens found':>13} {'from Cairn':>11} {'identical':>10}"]
+    lines = [f"{'':9} {'first token':>12} {'tokens found':>13} {'from Cairn':>11} "
+             f"{'identical':>10}"]
     for r in rows:
         loaded = f"{r.loaded_bytes / 1e6:.1f} MB" if r.loaded_bytes else "-"
         lines.append(f"{r.name:9} {r.ttft_s * 1000:9.1f} ms {r.cached_tokens:13,} {loaded:>11} "
@@ -103,7 +105,8 @@ def report(rows: list[Row], checks: list[Check], prompt_tokens: int) -> str:
         f"</td><td>{r.cached_tokens:,}</td><td>{r.loaded_bytes / 1e6:.1f} MB</td>"
         f'<td{" class=no" if r.identical is False else ""}>{_identical(r)}</td><td>{r.runs}</td>'
         f'<td class="what">{html.escape(r.what)}</td></tr>' for r in rows)
-    told = "".join(f"<li{'' if c.met else ' class=no'}>{html.escape(c.text())}</li>" for c in checks)
+    told = "".join(f"<li{'' if c.met else ' class=no'}>{html.escape(c.text())}</li>"
+                   for c in checks)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Cairn: the demo</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>

@@ -164,8 +164,8 @@ def test_damage_is_computed_again(start, words, place):
 
 
 def test_damage_under_two_requests_at_once(start, words, place):
-    """One request loads, another takes the same blocks from the engine's cache in the same step; the
-    load fails in the middle: both are computed again."""
+    """One request loads, another takes the same blocks from the engine's cache in the same step;
+    the load fails in the middle: both are computed again."""
     prompt = words[:6 * BLOCK + 60]
     sibling = prompt[:5 * BLOCK] + words[3000:3100]
     uri, first = damaged(start, place, words, [prompt, sibling], 2)

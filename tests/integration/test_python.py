@@ -68,7 +68,8 @@ def test_struct_layouts_are_those_of_the_header(tmp_path):
         for name in dtype.names:
             member = nested.get(name, name).replace("value.", "value." if "put" in struct
                                                     else "out.")
-            lines.append(f'printf("{struct}.{name} %zu %zu\\n", offsetof(struct {struct}, {member}),'
+            lines.append(f'printf("{struct}.{name} %zu %zu\\n",'
+                         f' offsetof(struct {struct}, {member}),'
                          f' sizeof(((struct {struct} *)0)->{member}));')
     source = tmp_path / "layout.c"
     source.write_text("\n".join(lines) + "return 0; }\n")
@@ -182,9 +183,12 @@ def test_extras_name_one_chunk_and_what_follows():
     (lambda i: cairn.keys(i, [1], domain=b"x" * 65), cairn.InvalidError, "65"),
     (lambda i: cairn.keys(i, [1]), TypeError, "domain"),
     (lambda i: cairn.keys(i, [1], domain=cairn.PUBLIC, parent=b"x"), cairn.InvalidError, "parent"),
-    (lambda i: cairn.keys(i, [1], domain=cairn.PUBLIC, extras={5: b"x"}), cairn.InvalidError, "keys"),
-    (lambda i: cairn.keys(i, [1], domain=cairn.PUBLIC, extras={-1: b"x"}), cairn.InvalidError, "-1"),
-    (lambda i: cairn.keys_from_hashes(i, [b"x" * 7], domain=cairn.PUBLIC), cairn.InvalidError, "hashes"),
+    (lambda i: cairn.keys(i, [1], domain=cairn.PUBLIC, extras={5: b"x"}), cairn.InvalidError,
+     "keys"),
+    (lambda i: cairn.keys(i, [1], domain=cairn.PUBLIC, extras={-1: b"x"}), cairn.InvalidError,
+     "-1"),
+    (lambda i: cairn.keys_from_hashes(i, [b"x" * 7], domain=cairn.PUBLIC), cairn.InvalidError,
+     "hashes"),
     (lambda i: cairn.keys_from_hashes(i, [b"x" * 8, b"x" * 9], domain=cairn.PUBLIC),
      cairn.InvalidError, "one length"),
 ])
@@ -241,7 +245,8 @@ def test_gather_and_scatter(store, rng):
     assert all(store.get(keys, [split(o) for o in got]))
     assert got == given
     many = bytearray(50000)
-    assert store.get(keys[:1], [[memoryview(many)[i:i + 50] for i in range(0, 50000, 50)]]) == [True]
+    pieces = [memoryview(many)[i:i + 50] for i in range(0, 50000, 50)]
+    assert store.get(keys[:1], [pieces]) == [True]
     assert many == given[0]
 
 

@@ -181,10 +181,10 @@ def _make(config: VllmConfig, cache: KVCacheConfig, extra: dict[str, Any]) -> En
                            "\"embedded:///var/lib/cairn?ram=4GiB&disk=64GiB\"")
     parallel = config.parallel_config
     if parallel.world_size > 1 or parallel.data_parallel_size > 1:
-        raise Unsupported("an embedded store serves one process, and this engine has several workers")
+        raise Unsupported("an embedded store serves one process, and this engine has several")
     if parallel.distributed_executor_backend != "uni":
-        raise Unsupported("an embedded store serves one process, and vLLM runs its worker in one of "
-                          "its own here; set VLLM_ENABLE_V1_MULTIPROCESSING=0")
+        raise Unsupported("an embedded store serves one process, and vLLM runs its worker in one "
+                          "of its own here; set VLLM_ENABLE_V1_MULTIPROCESSING=0")
     groups = cache.kv_cache_groups
     if len(groups) != 1 or not _plain(groups[0].kv_cache_spec):
         raise Unsupported("only models whose layers all attend to the whole context are taken")

@@ -20,6 +20,7 @@ def _of_tensor(tensor: Any, what: str) -> tuple[int, int]:
 
 
 def _of_buffer(buffer: Any, what: str, writable: bool) -> tuple[int, int, Any]:
+    view: np.ndarray | None
     if isinstance(buffer, np.ndarray):
         if not buffer.flags.c_contiguous:
             raise InvalidError(f"{what} is an array that is not contiguous")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class Identity:
         given = {"model": model, "chunk_tokens": chunk_tokens, **fields}
         self.fields = {k: _field_text(k, v).decode() for k, v in given.items() if v is not None}
         table = (_native.Field * len(self.fields))(
-            *((k.encode(), v.encode()) for k, v in self.fields.items()))
+            *(_native.Field(k.encode(), v.encode()) for k, v in self.fields.items()))
         for name, value in self.fields.items():
             if "\0" in name or "\0" in value:
                 raise InvalidError(f"identity field {name!r} holds a zero byte")

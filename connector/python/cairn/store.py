@@ -7,7 +7,8 @@ import ctypes
 import json
 import os
 import threading
-from typing import Any, Iterator, Sequence
+from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -60,7 +61,7 @@ class Lease:
         with pin.store._call():
             _native.check(_native.lib().cairn_lease_view(
                 pin.handle, i % self._held, ctypes.byref(at), ctypes.byref(size)), "lease")
-        memory = (ctypes.c_ubyte * size.value).from_address(at.value or 0)
+        memory: Any = (ctypes.c_ubyte * size.value).from_address(at.value or 0)
         memory._pin = pin  # the views of this array keep it, and so the pin, alive
         return memoryview(memory).cast("B").toreadonly()
 
@@ -363,7 +364,7 @@ class Store:
 
 
 def _address(data: bytes) -> int:
-    return ctypes.cast(data, ctypes.c_void_p).value or 0
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def _side_records(side: Sequence[bytes | None] | None, count: int) -> list[bytes] | None:
