@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/options.h"
 #include "storage/store_internal.h"
 
 #define VERSION_GAP (1u << 20) /* stepped over at open: versions given out but never written */
@@ -180,6 +181,9 @@ cairn_status cairn_vault_open(const struct cairn_vault_opts *o, struct cairn_vau
     if (o->path)
         st = open_tier(v, err, err_cap);
     if (!st) {
+        char size[32];
+        cairn_log(CAIRN_LOG_INFO, "store open: the largest value that fits is %s",
+                  cairn_format_size(v->value_max, size, sizeof size));
         *ret = v;
         return CAIRN_OK;
     }

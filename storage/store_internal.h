@@ -40,6 +40,7 @@ struct slot {
     bool checked;             /* verified since it came into RAM                            */
     bool in_policy;
     bool written;             /* was on disk once                                           */
+    bool tried;               /* a write of it began: the disk may hold it, even if it failed */
     bool orphan;              /* its parent was held nowhere when it came                   */
     bool waited;              /* somebody sleeps until loading ends                         */
 };

@@ -103,7 +103,7 @@ static cairn_status bury(struct cairn_vault *v, const struct cairn_key *key, uin
 static bool on_disk(const struct cairn_vault *v, const struct cairn_entry *e)
 {
     return e->block != CAIRN_BLOCK_NONE ||
-           (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].write == WRITE_FLYING);
+           (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].tried);
 }
 
 /* Buries until the disk holds no living copy of the key. Lock held on entry and return. */

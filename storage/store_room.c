@@ -186,6 +186,8 @@ void entry_forget_disk(struct cairn_vault *v, uint32_t id)
 void slot_evict(struct cairn_vault *v, struct slot *s)
 {
     uint32_t id = s->entry;
+    if (s->tried && only_in_ram(v, s))
+        count(&v->c.forgotten, 1);
     count(&v->c.evicted, 1);
     count(&v->c.evicted_bytes, s->value_len);
     slot_count_lost(v, s);

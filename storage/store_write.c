@@ -59,6 +59,7 @@ static void write_begin(struct cairn_vault *v, struct vault_op *op, struct slot 
     memcpy(op->op.key.bytes, op->op.image->body.key, sizeof op->op.key.bytes);
     op->op.deadline_ns = cairn_deadline_ns(4 * v->o.io_deadline_ns);
     s->write = WRITE_FLYING;
+    s->tried = true;
     v->ops_writing++;
     slot_list_push(v, &v->flying, slot_number(v, s));
 }
@@ -301,7 +302,10 @@ static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t
         uint32_t id = find_at(v, &r[i]);
         if (id == CAIRN_ENTRY_NONE)
             continue;
-        cairn_index_entry(v->index, id)->block = CAIRN_BLOCK_NONE;
+        struct cairn_entry *e = cairn_index_entry(v->index, id);
+        e->block = CAIRN_BLOCK_NONE;
+        if (e->slot != CAIRN_SLOT_NONE)
+            v->slots[e->slot].tried = false; /* its segment is void by now */
         entry_drop_if_empty(v, id);
     }
     pthread_mutex_unlock(&v->lock);
