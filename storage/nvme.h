@@ -234,6 +234,7 @@ struct cairn_nvme {
     uint64_t busy_ns;               /* last seen with something to do           */
     uint64_t deadline_next;         /* of all ops held                          */
 
+    struct cairn_nvme *held_next;
     pthread_t thread;
     pthread_mutex_t lock;           /* inbox and the words below it             */
     pthread_cond_t changed;

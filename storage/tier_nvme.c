@@ -441,6 +441,8 @@ static struct cairn_nvme *create(const struct cairn_tier_opts *o,
     return t;
 }
 
+static struct cairn_nvme *_Atomic held_logs;
+
 /* Waits for the thread's end. False: the device still has memory, and the thread with it. */
 static bool reap(struct cairn_nvme *t)
 {
@@ -451,8 +453,12 @@ static bool reap(struct cairn_nvme *t)
     pthread_mutex_unlock(&t->lock);
     nvme_file_close(t);
     if (held) {
-        /* What the device may still write into, and the thread that the kernel holds back, stay. */
+        /* What the device may still write into, and the thread that the kernel holds back, stay; on
+         * a list, so that no leak checker takes them for forgotten. */
         pthread_detach(t->thread);
+        t->held_next = atomic_load(&held_logs);
+        while (!atomic_compare_exchange_weak(&held_logs, &t->held_next, t)) {
+        }
         return false;
     }
     pthread_join(t->thread, NULL);
