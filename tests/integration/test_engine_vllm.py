@@ -196,11 +196,28 @@ def test_small_blocks_make_chunks_of_256_tokens(start, words):
     engine.stop()
 
 
+def test_worker_in_a_process_of_its_own(start, words, place):
+    """vLLM's default: the worker has the store, and the scheduler asks it."""
+    prompt = words[:4 * BLOCK + 60]
+    engine = start("apart", multiprocess=True)
+    engine.answer(prompt)
+    own = engine.answer(prompt)
+    engine.reset()
+    loaded = engine.answer(prompt)
+    assert own["cached_tokens"] == loaded["cached_tokens"] == 4 * BLOCK and same(loaded, own)
+    engine.stop()
+    log = engine.log.read_text()
+    assert "runs without" not in log and "Traceback" not in log
+    with cairn.open(f"embedded://{place}?ram=64MiB&disk=1GiB&lock_wait=10s") as store:
+        assert store.stats()["index"]["entries"] == 4, "a clean stop keeps what was computed"
+    engine = start("again", multiprocess=True, hash_seed=5)
+    engine.answer(words[4000:4000 + len(prompt)])
+    again = engine.answer(prompt)
+    assert again["cached_tokens"] == 4 * BLOCK and same(again, own)
+    engine.stop()
+
+
 def test_without_a_store_the_engine_answers(start, words, place):
-    apart = start("apart", multiprocess=True)
-    assert apart.answer(words[:200])["finish"] == "length"
-    assert "set VLLM_ENABLE_V1_MULTIPROCESSING=0" in apart.log.read_text()
-    apart.stop()
     with cairn.open(f"embedded://{place}?ram=64MiB&disk=1GiB"):
         engine = start("locked")
         assert engine.identity is None

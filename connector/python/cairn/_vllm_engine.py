@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from vllm.logger import init_logger
 
+from ._vllm_link import Listener, RemoteStore
 from .errors import Error, InvalidError
 from .identity import PUBLIC, Domain, Identity
 from .store import Store, open as store_open
@@ -91,7 +92,7 @@ class Engine:
     config: VllmConfig
     cache: KVCacheConfig
     uri: str
-    store: Store
+    store: Any  # a Store, or a RemoteStore where the worker has it
     domain: Domain
     timeout: float
     block_tokens: int
@@ -101,6 +102,7 @@ class Engine:
     identity: Identity | None = None
     counters: Counters = field(default_factory=Counters)
     fields: dict[str, Any] = field(default_factory=dict)
+    listener: Listener | None = None
 
     @property
     def chunk_tokens(self) -> int:
@@ -120,6 +122,8 @@ class Engine:
             return
         self.pages = pages
         self.rename()
+        if _apart(self.config):
+            self.listener = Listener(_engine_id(self.config), self)
         logger.info("cairn: %s: chunks of %d tokens, %d bytes", self.uri, self.chunk_tokens, value)
 
     def rename(self, **more: Any) -> None:
@@ -139,21 +143,31 @@ def engines() -> list[Engine]:
     return list(_engines.values())
 
 
-def engine_open(config: VllmConfig, cache: KVCacheConfig) -> Engine | None:
-    """One Engine for both halves of a connector. None: it goes on without the cache."""
-    transfer = config.kv_transfer_config
-    assert transfer is not None and transfer.engine_id is not None
+def _engine_id(config: VllmConfig) -> str:
+    assert config.kv_transfer_config is not None and config.kv_transfer_config.engine_id is not None
+    return config.kv_transfer_config.engine_id
+
+
+def _apart(config: VllmConfig) -> bool:
+    """The worker is in another process than the scheduler."""
+    return bool(config.parallel_config.distributed_executor_backend != "uni")
+
+
+def engine_open(config: VllmConfig, cache: KVCacheConfig, scheduler: bool) -> Engine | None:
+    """One Engine for both halves of a connector that are in one process. None: it goes on without
+    the cache."""
+    name = _engine_id(config)
     with _lock:
-        engine = _engines.get(transfer.engine_id)
+        engine = _engines.get(name)
         if engine is None:
             try:
-                engine = _make(config, cache, transfer.kv_connector_extra_config)
+                engine = _make(config, cache, scheduler and _apart(config))
             except InvalidError:
                 raise
-            except (Unsupported, Error) as why:
+            except (Unsupported, Error, OSError) as why:
                 logger.warning("cairn: this engine runs without the cache: %s", why)
                 return None
-            _engines[transfer.engine_id] = engine
+            _engines[name] = engine
         engine.users += 1
         return engine
 
@@ -167,10 +181,17 @@ def engine_close(engine: Engine) -> None:
         for name, held in list(_engines.items()):
             if held is engine:
                 del _engines[name]
-        _store_release(engine.uri)
+        if engine.listener is not None:
+            engine.listener.close()
+        if isinstance(engine.store, RemoteStore):
+            engine.store.close()
+        else:
+            _store_release(engine.uri)
 
 
-def _make(config: VllmConfig, cache: KVCacheConfig, extra: dict[str, Any]) -> Engine:
+def _make(config: VllmConfig, cache: KVCacheConfig, remote: bool) -> Engine:
+    assert config.kv_transfer_config is not None
+    extra = config.kv_transfer_config.kv_connector_extra_config
     unknown = sorted(set(extra) - {"uri", "domain_key_file", "timeout"})
     if unknown:
         raise InvalidError(f"kv_connector_extra_config has {unknown[0]!r}; cairn takes \"uri\", "
@@ -181,10 +202,7 @@ def _make(config: VllmConfig, cache: KVCacheConfig, extra: dict[str, Any]) -> En
                            "\"embedded:///var/lib/cairn?ram=4GiB&disk=64GiB\"")
     parallel = config.parallel_config
     if parallel.world_size > 1 or parallel.data_parallel_size > 1:
-        raise Unsupported("an embedded store serves one process, and this engine has several")
-    if parallel.distributed_executor_backend != "uni":
-        raise Unsupported("an embedded store serves one process, and vLLM runs its worker in one "
-                          "of its own here; set VLLM_ENABLE_V1_MULTIPROCESSING=0")
+        raise Unsupported("an embedded store serves one worker, and this engine has several")
     groups = cache.kv_cache_groups
     if len(groups) != 1 or not _plain(groups[0].kv_cache_spec):
         raise Unsupported("only models whose layers all attend to the whole context are taken")
@@ -198,8 +216,15 @@ def _make(config: VllmConfig, cache: KVCacheConfig, extra: dict[str, Any]) -> En
             raise InvalidError(f"domain_key_file cannot be read: {why}") from why
         if not 1 <= len(domain) <= 64:
             raise InvalidError("domain_key_file must hold 1 to 64 bytes")
-    store = _store_acquire(uri)
-    return Engine(config, cache, uri, store, domain, float(extra.get("timeout", 10.0)), block, per)
+    store = RemoteStore(_engine_id(config)) if remote else _store_acquire(uri)
+    engine = Engine(config, cache, uri, store, domain, float(extra.get("timeout", 10.0)), block,
+                    per)
+    if isinstance(store, RemoteStore):
+        engine.identity = store.identity()
+        if engine.identity is None:
+            raise Unsupported("its worker does so; the worker's log says why")
+        engine.fields = dict(engine.identity.fields)
+    return engine
 
 
 def _plain(spec: Any) -> bool:

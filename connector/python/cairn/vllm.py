@@ -13,9 +13,8 @@ Other keys of the extra configuration: "domain_key_file" (a file with 1 to 64 se
 it the public domain) and "timeout" (seconds that the load of one step may take, 10).
 
 Not taken, and computed as if there were no cache: requests with LoRA, images or prompt embeddings,
-models with several KV groups or a device other than the CPU, and engines whose workers are not in
-the scheduler's process. On the CPU vLLM puts its worker in a process of its own unless
-VLLM_ENABLE_V1_MULTIPROCESSING=0 is set. The log says which of these it is.
+models with several KV groups or a device other than the CPU, and engines of several workers. The
+log says which of these it is.
 """
 
 from __future__ import annotations
@@ -98,7 +97,8 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole,
                  kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
-        self._engine: Engine | None = engine_open(vllm_config, kv_cache_config)
+        self._engine: Engine | None = engine_open(
+            vllm_config, kv_cache_config, role == KVConnectorRole.SCHEDULER)
         self._tracked: dict[str, Tracked] = {}
         self._bad_blocks: set[int] = set()
         self._load_failed = False
