@@ -22,7 +22,7 @@ THIRD_PARTY = {
     "liburing": r"storage/ioq_uring\.c|tools/bench_[a-z_]+\.c|tests/.*",
     "openssl": r"chunking/[a-z_]+\.c|tools/bench_key\.c",
     "xxhash": r"base/hash[a-z0-9_]*\.c",
-    "criterion": r"tests/unit/.*",
+    "criterion": r"tests/(unit|helpers)/.*",
     "seccomp": r"tests/.*",
 }
 
