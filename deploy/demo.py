@@ -83,7 +83,8 @@ class Demo:
             raise Failed(f"{name}: Cairn loaded {answers[0]['loaded_tokens']} of the "
                          f"{answers[0]['cached_tokens']} tokens that the engine asked it for")
         row = Row(name, what, statistics.median(a["ttft_s"] for a in answers),
-                  answers[0]["cached_tokens"], answers[0]["loaded_bytes"], identical, len(answers))
+                  answers[0]["cached_tokens"], answers[0]["loaded_bytes"], identical,
+                  statistics.median(a["load_s"] for a in answers), len(answers))
         self.rows.append(row)
         self.say(f"{name}: first token after {row.ttft_s * 1000:.1f} ms, "
                  f"{row.cached_tokens} tokens not computed")

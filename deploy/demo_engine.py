@@ -59,7 +59,7 @@ class EngineProcess:
     def answer(self, tokens: list[int], *, max_tokens: int = 8,
                salt: str | None = None) -> dict[str, Any]:
         """Generates greedily: ttft_s, cached_tokens (what the engine says), loaded_tokens and
-        loaded_bytes (what Cairn brought), text, and logprobs, a dict a token."""
+        loaded_bytes (what Cairn brought, in load_s), text, and logprobs, a dict a token."""
         return self.ask(do="answer", tokens=tokens, max_tokens=max_tokens, salt=salt)
 
     def answer_together(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
@@ -135,11 +135,11 @@ class _Server:
         known = self.cairn and self.cairn.identity
         return known.fields if known else None
 
-    def _loaded(self) -> tuple[int, int]:
+    def _loaded(self) -> tuple[int, int, float]:
         if self.cairn is None:
-            return 0, 0
+            return 0, 0, 0.0
         c = self.cairn.counters
-        return c.loaded_blocks * self.cairn.block_tokens, c.loaded_bytes
+        return c.loaded_blocks * self.cairn.block_tokens, c.loaded_bytes, c.load_seconds
 
     def answer(self, tokens: list[int], max_tokens: int, salt: str | None) -> dict[str, Any]:
         from vllm import SamplingParams
@@ -162,7 +162,8 @@ class _Server:
             raise EngineError("the engine gave no token")
         after = self._loaded()
         return {"ttft_s": first, "loaded_tokens": after[0] - before[0],
-                "loaded_bytes": after[1] - before[1], **_said(final)}
+                "loaded_bytes": after[1] - before[1], "load_s": after[2] - before[2],
+                **_said(final)}
 
     def together(self, prompts: list[list[int]]) -> dict[str, Any]:
         from vllm import SamplingParams

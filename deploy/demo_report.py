@@ -15,7 +15,8 @@ class Row:
     cached_tokens: int
     loaded_bytes: int
     identical: bool | None  # None: nothing to compare with
-    runs: int  # the time is their median
+    load_s: float  # of ttft_s, in Cairn's one call
+    runs: int  # the times are their median
 
     def json(self) -> dict[str, Any]:
         row = asdict(self)
@@ -52,13 +53,17 @@ def _identical(row: Row) -> str:
     return "yes" if row.identical else "NO"
 
 
+def _loading(row: Row) -> str:
+    return f"{row.load_s * 1000:.1f} ms" if row.loaded_bytes else "-"
+
+
 def table(rows: list[Row], checks: list[Check]) -> str:
     lines = [f"{'':9} {'first token':>12} {'tokens found':>13} {'from Cairn':>11} "
-             f"{'identical':>10}"]
+             f"{'loading':>10} {'identical':>10}"]
     for r in rows:
         loaded = f"{r.loaded_bytes / 1e6:.1f} MB" if r.loaded_bytes else "-"
         lines.append(f"{r.name:9} {r.ttft_s * 1000:9.1f} ms {r.cached_tokens:13,} {loaded:>11} "
-                     f"{_identical(r):>10}   {r.what}")
+                     f"{_loading(r):>10} {_identical(r):>10}   {r.what}")
     return "\n".join([*lines, "", *(c.text() for c in checks)])
 
 
@@ -103,6 +108,7 @@ def report(rows: list[Row], checks: list[Check], prompt_tokens: int) -> str:
     cells = "".join(
         f"<tr><td>{r.name}</td><td>{r.ttft_s * 1000:.1f} ms</td><td>{cold.ttft_s / r.ttft_s:.0f}x"
         f"</td><td>{r.cached_tokens:,}</td><td>{r.loaded_bytes / 1e6:.1f} MB</td>"
+        f"<td>{_loading(r)}</td>"
         f'<td{" class=no" if r.identical is False else ""}>{_identical(r)}</td><td>{r.runs}</td>'
         f'<td class="what">{html.escape(r.what)}</td></tr>' for r in rows)
     told = "".join(f"<li{'' if c.met else ' class=no'}>{html.escape(c.text())}</li>"
@@ -117,6 +123,6 @@ engine's own prefix hit of the same prompt and length.</p>
 {_bars(rows, cold.ttft_s, "all rows")}
 {_bars(warm, max(r.ttft_s for r in warm), "without the cold row")}
 <table><tr><th></th><th>first token</th><th>faster</th><th>tokens found</th><th>from Cairn</th>
-<th>identical</th><th>runs</th><th class="what"></th></tr>{cells}</table>
+<th>loading</th><th>identical</th><th>runs</th><th class="what"></th></tr>{cells}</table>
 <ul>{told}</ul></body></html>
 """

@@ -43,6 +43,8 @@ class Counters:
 
     loaded_blocks: int = 0
     loaded_bytes: int = 0
+    load_seconds: float = 0.0
+    save_seconds: float = 0.0
     missed_chunks: int = 0
     saved_chunks: int = 0
 

@@ -20,6 +20,7 @@ log says which of these it is.
 from __future__ import annotations
 
 import functools
+import time
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -156,10 +157,12 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
             counts[at] -= load.skip
             offsets[at] = load.skip * engine.pages.block_bytes if load.skip else -1
         blocks = np.concatenate([t.blocks[t.skip:] for t in loads])
+        start = time.perf_counter()
         status = engine.store.get_runs(
             keys, engine.pages.runs(blocks), counts * engine.pages.layers,
             offsets=offsets if (offsets >= 0).any() else None, identity=engine.identity,
             timeout=engine.timeout)
+        engine.counters.load_seconds += time.perf_counter() - start
         held = []
         for load, at in zip(loads, first):
             missed = np.flatnonzero(status[at:at + len(load.keys)])
@@ -192,10 +195,12 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
             parents[at + 1:at + len(save.keys)] = save.keys[:-1]
             at += len(save.keys)
         blocks = np.concatenate([t.blocks for t in saves])
+        start = time.perf_counter()
         status = engine.store.put_runs(
             keys, engine.pages.runs(blocks),
             np.full(len(keys), engine.chunk_blocks * engine.pages.layers, np.uint32),
             parents=parents, identity=engine.identity, timeout=engine.timeout)
+        engine.counters.save_seconds += time.perf_counter() - start
         engine.counters.saved_chunks += int((status == 0).sum())
 
     def get_block_ids_with_load_errors(self) -> set[int]:
