@@ -3,6 +3,7 @@
 #define CAIRN_TESTS_LOG_HOST_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 #include "storage/tier.h"
 #include "tests/helpers/value.h"
@@ -32,7 +33,8 @@ struct log_host {
     uint16_t names[HOST_NAMES]; /* by key16: number + 1, open addressing */
     uint64_t version;          /* last one given out               */
     uint32_t wanted_every;     /* reclaim keeps keys id % n == 0   */
-    uint64_t recovered, recovered_tombs, moved, reclaimed, images_back;
+    uint64_t recovered, recovered_tombs, moved, reclaimed;
+    _Atomic uint64_t images_back;
     uint64_t side_len;         /* of every value put               */
     bool refuse;               /* still_wanted says no             */
     char off[256];

@@ -56,7 +56,7 @@ _Noreturn void inproc_skip(const char *format, ...) __attribute__((format(printf
 
 #define TestSuite(suite_, ...)                                                           \
     static struct inproc_suite suite_##_suite = {.name = #suite_,                        \
-                                                 .data = {.init = NULL, ##__VA_ARGS__}}; \
+                                                 .data = {__VA_ARGS__}};                 \
     __attribute__((constructor)) static void suite_##_suite_register(void)               \
     {                                                                                    \
         inproc_register_suite(&suite_##_suite);                                          \
