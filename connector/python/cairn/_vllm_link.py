@@ -55,11 +55,8 @@ class Listener:
         self._path = _path(engine_id)
         self._path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        before = os.umask(0o177)
-        try:
-            self._socket.bind(str(self._path))
-        finally:
-            os.umask(before)
+        self._socket.bind(str(self._path))
+        os.chmod(self._path, 0o600)  # nobody can connect before listen
         self._socket.listen(1)
         threading.Thread(target=self._serve, name="cairn-link", daemon=True).start()
 
