@@ -559,6 +559,51 @@ Test(store_fault, turns_off_and_goes_on)
     box_fini(&b);
 }
 
+/* A bad sector: a block of the log can no longer be read, each in turn. Open refuses, or gives
+ * what is right: what lay there may be lost, nothing that was deleted or replaced comes back. */
+Test(store_fault, bad_sector)
+{
+    struct box b;
+    uint64_t end, opened = 0, blocks = 0;
+
+    box_init(&b);
+    fill_and_close(&b);
+    b.what = "bad sector";
+    end = find_block(&b, CAIRN_MAGIC_SEGMENT, CAIRN_DATA_OFFSET) + (3u << 20);
+    for (uint64_t off = CAIRN_DATA_OFFSET; off < end; off += CAIRN_BLOCK) {
+        uint8_t block[CAIRN_BLOCK], zero[CAIRN_BLOCK] = {0};
+
+        cairn_sim_peek(b.sim, off, block, sizeof(block));
+        if (!memcmp(block, zero, sizeof(block)))
+            continue;
+        b.nth = off;
+        b.plan.rules[0] = (struct cairn_fault_rule){.fault = CAIRN_FAULT_EIO,
+                                                    .kinds = CAIRN_FAULT_READS,
+                                                    .from = off,
+                                                    .to = off + CAIRN_BLOCK,
+                                                    .nth = 1,
+                                                    .times = UINT64_MAX};
+        b.plan.rule_count = 1;
+        b.plan.matched[0] = 0;
+        blocks++;
+        if (box_open(&b)) {
+            opened++;
+            get_all(&b);
+            if (off / CAIRN_BLOCK % 16 == 0) {
+                put(&b, 7);
+                flush(&b);
+            }
+            box_close(&b);
+        }
+    }
+    printf("opened with %llu of %llu bad sectors\n", (unsigned long long)opened,
+           (unsigned long long)blocks);
+    for (uint64_t id = 0; id < KEYS; id++)
+        b.keys[id].maybe = true;
+    afterlife(&b);
+    box_fini(&b);
+}
+
 /* A device that stops answering: reads are misses at their deadline, open memory stays away. */
 Test(store_fault, dies_in_silence)
 {
