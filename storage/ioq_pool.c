@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fork.h"
 #include "base/mem.h"
 
 #define DEPTH_MAX 4096u
@@ -67,6 +68,7 @@ static struct cairn_io *pop(struct list *l)
 
 static void destroy(struct pool *p)
 {
+    cairn_fork_forget(p->fd);
     close(p->fd);
     pthread_cond_destroy(&p->event);
     pthread_cond_destroy(&p->work);
@@ -167,6 +169,7 @@ static cairn_status pool_open(const struct cairn_ioq_params *params, struct cair
         free(p);
         return s;
     }
+    cairn_fork_drop(p->fd);
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fork.h"
 #include "base/mem.h"
 
 /* user_data of what is not a caller's io; ios are pointers, so never this small */
@@ -137,6 +138,10 @@ static cairn_status uring_open(const struct cairn_ioq_params *p, struct cairn_io
         free(u);
         return cairn_status_from_errno(err);
     }
+    /* A child's copy of the ring, or of its memory, would keep the file and its lock. */
+    io_uring_ring_dontfork(&u->ring);
+    cairn_fork_drop(u->ring.ring_fd);
+    cairn_fork_drop(u->event_fd);
     u->enabled = !(u->ring.flags & IORING_SETUP_R_DISABLED);
     u->fixed_file = io_uring_register_files(&u->ring, &u->fd, 1) == 0;
     register_region(u, p->region, p->region_len);
@@ -331,6 +336,8 @@ static bool uring_close(struct cairn_ioq *q)
      * goes with the caller's close. With ios out the hold must stay. */
     if (back && u->fixed_file)
         io_uring_unregister_files(&u->ring);
+    cairn_fork_forget(u->ring.ring_fd);
+    cairn_fork_forget(u->event_fd);
     io_uring_queue_exit(&u->ring);
     close(u->event_fd);
     if (!u->listening)

@@ -18,6 +18,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/fork.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/options.h"
@@ -114,6 +115,7 @@ static cairn_status open_direct(struct cairn_nvme *t)
     }
     if (t->fd < 0 && (errno == EISDIR || errno == ENXIO))
         return nvme_fail(t, CAIRN_INVAL, "%s is not a regular file; name a file in path", t->path);
+    cairn_fork_drop(t->fd);
     return t->fd < 0 ? fail_errno(t, errno, "open") : CAIRN_OK;
 }
 
@@ -139,8 +141,7 @@ cairn_status nvme_file_open(struct cairn_nvme *t)
             t->ino = mine.st_ino;
             return CAIRN_OK;
         }
-        close(t->fd);
-        t->fd = -1;
+        nvme_file_close(t);
         if (tries == 8)
             return nvme_fail(t, CAIRN_BUSY, "%s is replaced over and over; try again", t->path);
     }
@@ -149,6 +150,7 @@ cairn_status nvme_file_open(struct cairn_nvme *t)
 void nvme_file_close(struct cairn_nvme *t)
 {
     /* No LOCK_UN: an io that the device still owes keeps the description, and with it the lock. */
+    cairn_fork_forget(t->fd);
     if (t->fd >= 0)
         close(t->fd);
     t->fd = -1;

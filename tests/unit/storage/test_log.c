@@ -1,6 +1,7 @@
 #include <criterion/criterion.h>
 
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
@@ -569,7 +570,7 @@ static void cut_check(struct bench *b, const struct promise *p, uint32_t keys)
     for (uint32_t id = 0; id < keys; id++) {
         const struct host_entry *e = &b->h.keys[id];
         if (e->block)
-            cr_assert_eq(host_get(&b->h, id), CAIRN_OK, "key %u was recovered and is not whole", id);
+            cr_assert_eq(host_get(&b->h, id), CAIRN_OK, "key %u was found and is not whole", id);
         cr_assert_geq(e->version, p[id].dead && !e->block ? 0 : p[id].version,
                       "key %u version %u of %u", id, (unsigned)e->version,
                       (unsigned)p[id].version);
@@ -736,6 +737,46 @@ Test(log, a_second_opening_is_refused_in_a_sentence)
     cr_assert(host_close(&b));
     host_fini(&a);
     host_fini(&b);
+}
+
+/* A worker that an engine has forked lives on when the engine is killed. */
+Test(log, a_child_of_a_killed_process_does_not_keep_the_lock)
+{
+    for (int e = 0; e < 2; e++) {
+        if (!runs_here(engines[e]))
+            continue;
+        int ready[2], grandchild;
+        cr_assert_eq(pipe(ready), 0);
+        pid_t owner = fork();
+        if (owner == 0) {
+            struct log_host h;
+            host_init(&h, path, DISK, engines[e]);
+            if (host_open(&h) != CAIRN_OK || host_put(&h, 1, 5000) != CAIRN_OK ||
+                host_sync(&h) != CAIRN_OK)
+                _exit(1);
+            pid_t worker = fork();
+            if (worker == 0) {
+                pause();
+                _exit(0);
+            }
+            if (write(ready[1], &worker, sizeof worker) < 0)
+                _exit(1);
+            raise(SIGKILL);
+        }
+        cr_assert_eq(read(ready[0], &grandchild, sizeof grandchild), (ssize_t)sizeof grandchild);
+        waitpid(owner, NULL, 0);
+        struct log_host h;
+        host_init(&h, path, DISK, engines[e]);
+        cairn_status st = host_open(&h);
+        kill(grandchild, SIGKILL);
+        cr_assert_eq(st, CAIRN_OK, "%s: %s", engines[e], h.err);
+        cr_assert_eq(host_get(&h, 1), CAIRN_OK);
+        cr_assert(host_close(&h));
+        host_fini(&h);
+        close(ready[0]);
+        close(ready[1]);
+        unlink(path);
+    }
 }
 
 Test(log, a_file_truncated_or_replaced_under_it_is_noticed)
