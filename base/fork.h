@@ -1,5 +1,5 @@
-/* Descriptors that a forked child must not keep. A lock taken with flock lives as long as any copy of
- * its description: a child that outlives a killed parent would hold the parent's log locked. */
+/* Descriptors that a forked child must not keep. A lock taken with flock lives as long as any copy
+ * of its description: a child that outlives a killed parent would hold the parent's log locked. */
 #ifndef CAIRN_BASE_FORK_H
 #define CAIRN_BASE_FORK_H
 

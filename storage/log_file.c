@@ -270,7 +270,8 @@ static cairn_status refuse(struct cairn_nvme *t, enum cairn_verdict a, enum cair
 /* Is the file one that a crash left before its first superblock was complete? */
 static bool embryo(uint64_t size, enum cairn_verdict a, enum cairn_verdict b)
 {
-    return size <= 2 * CAIRN_BLOCK && size % CAIRN_BLOCK == 0 && (a == CAIRN_VERDICT_BLANK || size == 0) &&
+    return size <= 2 * CAIRN_BLOCK && size % CAIRN_BLOCK == 0 &&
+           (a == CAIRN_VERDICT_BLANK || size == 0) &&
            (b == CAIRN_VERDICT_BLANK || size <= CAIRN_BLOCK);
 }
 

@@ -1,5 +1,5 @@
-/* Reclaim: the oldest segment goes, whole, and what is worth it is appended again first. Strictly in
- * the order of generations, so that an older copy is gone before the tombstone that forbids it.
+/* Reclaim: the oldest segment goes, whole, and what is worth it is appended again first. Strictly
+ * in the order of generations: an older copy is gone before the tombstone that forbids it.
  * Prewriting: zeros over segments that were never used, when the device has nothing else to do. */
 #include "storage/nvme.h"
 
@@ -133,8 +133,8 @@ static void begin(struct cairn_nvme *t, uint32_t seg)
 
 /* --- carrying over --- */
 
-/* Marks what is carried, from the end: a batch is appended tail first, so the heads of chains, worth
- * most to a prefix cache, come last and get the budget first. */
+/* Marks what is carried, from the end: a batch is appended tail first, so the heads of chains,
+ * worth most to a prefix cache, come last and get the budget first. */
 static void choose(struct cairn_nvme *t)
 {
     struct nvme_reclaim *r = &t->reclaim;

@@ -255,7 +255,7 @@ static void walk_headers(struct cairn_nvme *t, struct recovery *r, struct walk *
     }
 }
 
-/* Reads up to all stages full of the record's blocks from its byte `at` on; how much, 0 = failed. */
+/* Reads up to all stages full of the record's blocks from its byte `at` on. How much; 0: failed. */
 static uint64_t stages_fill(struct cairn_nvme *t, struct recovery *r, uint32_t block, uint64_t at,
                             uint64_t end)
 {
@@ -372,8 +372,8 @@ static bool resumable(const struct cairn_nvme *t, uint32_t seg)
 static cairn_status unreadable(struct cairn_nvme *t)
 {
     return nvme_fail(t, CAIRN_IO,
-                     "%s cannot be read completely, so what is newest in it is not known: the device "
-                     "fails; try again, or remove the file to start a new log",
+                     "%s cannot be read completely, so what is newest in it is not known: the "
+                     "device fails; try again, or remove the file to start a new log",
                      t->path);
 }
 
