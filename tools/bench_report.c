@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/options.h"
 #include "tools/bench.h"
@@ -46,8 +47,11 @@ void bench_add(struct bench *b, const struct bench_row *r)
     if (b->count == BENCH_ROWS_MAX)
         return;
     b->rows[b->count++] = *r;
-    if (b->o->json)
+    if (b->o->json) {
+        if (isatty(STDERR_FILENO))
+            fprintf(stderr, "measured %s\n", r->name);
         return;
+    }
     printf("%-32s", r->name);
     print_cell(10, r->value);
     printf(" %-5s", r->unit);
