@@ -5,8 +5,10 @@ back the same way. What vLLM prints goes to a log file."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,7 +34,7 @@ class EngineProcess:
         with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, __file__, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=output, env=env, text=True)
+                stderr=output, env=env, text=True, start_new_session=True)
         self.pid = self._process.pid
         self.identity = self._answer()["identity"]
 
@@ -57,10 +59,11 @@ class EngineProcess:
         return self._answer()
 
     def answer(self, tokens: list[int], *, max_tokens: int = 8,
-               salt: str | None = None) -> dict[str, Any]:
+               salt: str | None = None, prompt_logprobs: int | None = None) -> dict[str, Any]:
         """Generates greedily: ttft_s, cached_tokens (what the engine says), loaded_tokens and
         loaded_bytes (what Cairn brought, in load_s), text, and logprobs, a dict a token."""
-        return self.ask(do="answer", tokens=tokens, max_tokens=max_tokens, salt=salt)
+        return self.ask(do="answer", tokens=tokens, max_tokens=max_tokens, salt=salt,
+                        prompt_logprobs=prompt_logprobs)
 
     def answer_together(self, prompts: list[list[int]]) -> list[dict[str, Any]]:
         """The same for several prompts at once, without times."""
@@ -71,9 +74,10 @@ class EngineProcess:
         found: list[int] = self.ask(do="tokens", text=text)["tokens"]
         return found
 
-    def reset(self) -> None:
-        """Empties the engine's own prefix cache."""
-        if not self.ask(do="reset")["done"]:
+    def reset(self, connector: bool = False) -> None:
+        """Empties the engine's own prefix cache, and, as after a change of weights, the
+        connector's."""
+        if not self.ask(do="reset", connector=connector)["done"]:
             raise EngineError("the engine did not reset its prefix cache")
 
     def flush(self) -> None:
@@ -84,8 +88,9 @@ class EngineProcess:
         return found
 
     def kill(self) -> None:
-        """kill -9, as the machine would."""
-        self._process.kill()
+        """kill -9 of the process and of those that vLLM has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     def stop(self) -> None:
@@ -99,8 +104,7 @@ class EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self.kill()
+        self.kill()
 
 
 def _said(output: Any) -> dict[str, Any]:
@@ -141,10 +145,12 @@ class _Server:
         c = self.cairn.counters
         return c.loaded_blocks * self.cairn.block_tokens, c.loaded_bytes, c.load_seconds
 
-    def answer(self, tokens: list[int], max_tokens: int, salt: str | None) -> dict[str, Any]:
+    def answer(self, tokens: list[int], max_tokens: int, salt: str | None,
+               prompt_logprobs: int | None) -> dict[str, Any]:
         from vllm import SamplingParams
         engine = self.llm.llm_engine
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5)
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, logprobs=5,
+                                prompt_logprobs=prompt_logprobs)
         prompt: Any = {"prompt_token_ids": tokens}
         if salt:
             prompt["cache_salt"] = salt
@@ -174,13 +180,13 @@ class _Server:
 
     def handle(self, q: dict[str, Any]) -> dict[str, Any]:
         if q["do"] == "answer":
-            return self.answer(q["tokens"], q["max_tokens"], q["salt"])
+            return self.answer(q["tokens"], q["max_tokens"], q["salt"], q["prompt_logprobs"])
         if q["do"] == "together":
             return self.together(q["prompts"])
         if q["do"] == "tokens":
             return {"tokens": self.llm.get_tokenizer()(q["text"])["input_ids"]}
         if q["do"] == "reset":
-            return {"done": bool(self.llm.reset_prefix_cache())}
+            return {"done": bool(self.llm.reset_prefix_cache(reset_connector=q["connector"]))}
         if q["do"] == "flush" and self.cairn:
             self.cairn.store.flush()
             return {}

@@ -99,10 +99,21 @@ def test_a_hit_is_the_engine_s_own(start, words, place):
     assert hit(engine.answer(prompt, salt="tenant a"), 4 * BLOCK)
     assert engine.answer(prompt, salt="tenant b")["cached_tokens"] == 0
 
+    # The engine reads no cache for a request that wants the prompt's own log probabilities.
+    engine.reset()
+    assert engine.answer(prompt, prompt_logprobs=1)["cached_tokens"] == 0
+
     engine.reset()
     together = engine.answer_together([prompt, other_prompt])
     assert [a["cached_tokens"] for a in together] == [4 * BLOCK, 3 * BLOCK]
     assert [a["text"] for a in together] == [own["text"], other_own["text"]]
+
+    # The engine says that its weights have changed: nothing older is found, then or later.
+    engine.reset(connector=True)
+    fresh = words[:2 * BLOCK + 5]
+    assert engine.answer(fresh)["cached_tokens"] == 0
+    engine.reset()
+    assert hit(engine.answer(fresh), 2 * BLOCK)
 
     # Another process finds it after kill -9, and another after a clean stop with other hash seeds.
     engine.flush()
