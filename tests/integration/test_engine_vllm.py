@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy"))
 from demo_engine import EngineError, EngineProcess  # noqa: E402
 
+pytestmark = pytest.mark.timeout(1500)
 MODEL = ROOT / "build" / "model"
 DOCUMENT = Path("/usr/share/common-licenses/GPL-3")
 BLOCK = 128

@@ -19,6 +19,7 @@ import pytest
 import cairn
 from cairn import _native, buffers
 
+pytestmark = pytest.mark.timeout(120)
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
 RAM = "embedded:?ram=64MiB"
