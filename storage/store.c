@@ -95,10 +95,13 @@ static void remember_each(void *arg, const void *canon, uint32_t len)
 /* What recovery left in the index: marks of dead keys go, expired and live values stay. */
 static void end_recovery(struct cairn_vault *v)
 {
+    /* The tier runs by now, and may be asking about what it reclaims. */
+    pthread_mutex_lock(&v->lock);
     for (uint32_t id = cairn_index_next(v->index, 0); id != CAIRN_ENTRY_NONE;
          id = cairn_index_next(v->index, id + 1))
         if (cairn_index_entry(v->index, id)->flags & CAIRN_ENTRY_TOMB)
             cairn_index_remove(v->index, id);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static cairn_status open_tier(struct cairn_vault *v, char *err, size_t err_cap)
