@@ -443,6 +443,116 @@ Test(log, a_lost_write_seals_its_segment_and_lands_harmlessly)
     bench_fini(&b);
 }
 
+Test(log, ops_end_at_their_own_deadline)
+{
+    struct bench b;
+    struct host_op op[3];
+    bench_init(&b);
+    open_ok(&b.h);
+    put_or_die(&b, 1, 50000);
+    settle(&b);
+    /* A record of its own: its image is with the device, so its write becomes a hole. */
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, 1, 200 * CAIRN_NS_PER_MS);
+    host_prepare_store(&b.h, &op[0], 3, 2, ++b.h.version, 500000);
+    op[0].op.deadline_ns = cairn_deadline_ns(50 * CAIRN_NS_PER_MS);
+    cr_assert_eq(host_submit(&b.h, &op[0]), CAIRN_OK);
+    cr_assert_eq(host_wait(&b.h, &op[0]), CAIRN_TIMEOUT);
+    cr_assert(op[0].op.image_lost);
+    for (int i = 0; i < 100 && b.h.images_back == 0; i++)
+        usleep(20000);
+    cr_assert_eq(b.h.images_back, 1);
+    cr_assert_eq(host_sync(&b.h), CAIRN_IO);
+    cr_assert_eq(b.h.tier->ops->stats(b.h.tier)->holes, 1);
+    /* Gathered ones: the images were copied. The first write holds the others back. */
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, UINT64_MAX, 200 * CAIRN_NS_PER_MS);
+    for (uint32_t i = 0; i < 3; i++) {
+        host_prepare_store(&b.h, &op[i], 4 + i, 3 + i, ++b.h.version, 5000);
+        op[i].op.deadline_ns = cairn_deadline_ns(50 * CAIRN_NS_PER_MS);
+        cr_assert_eq(host_submit(&b.h, &op[i]), CAIRN_OK);
+    }
+    for (uint32_t i = 0; i < 3; i++)
+        cr_assert_eq(host_wait(&b.h, &op[i]), CAIRN_TIMEOUT);
+    no_rule(&b);
+    usleep(250000);
+    host_sync(&b.h);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_SYNCS, 1, 1, 200 * CAIRN_NS_PER_MS);
+    for (uint32_t i = 0; i < 2; i++) {
+        host_prepare_mark(&b.h, &op[i], i ? CAIRN_TIER_SYNC : CAIRN_TIER_TOMBSTONE, 1,
+                          ++b.h.version);
+        op[i].op.deadline_ns = cairn_deadline_ns(50 * CAIRN_NS_PER_MS);
+        cr_assert_eq(host_submit(&b.h, &op[i]), CAIRN_OK);
+    }
+    cr_assert_eq(host_wait(&b.h, &op[0]), CAIRN_TIMEOUT);
+    cr_assert_eq(host_wait(&b.h, &op[1]), CAIRN_TIMEOUT);
+    no_rule(&b);
+    put_or_die(&b, 9, 5000);
+    reopen(&b.h);
+    cr_assert_eq(b.h.keys[2].block, 0, "its write became a hole");
+    cr_assert_eq(host_get(&b.h, 9), CAIRN_OK);
+    bench_fini(&b);
+}
+
+Test(log, a_lost_hole_or_footer_takes_its_segment_out_of_use)
+{
+    for (uint64_t nth = 1; nth < 24; nth += 3) {
+        struct bench b;
+        bench_init(&b);
+        b.h.o.io_deadline_ns = 40 * CAIRN_NS_PER_MS;
+        b.h.o.errors_max = 1000;
+        open_ok(&b.h);
+        put_or_die(&b, 1, 50000);
+        settle(&b);
+        rule(&b, CAIRN_FAULT_EIO, CAIRN_FAULT_WRITES, 1, 2, 0);
+        atomic_store(&b.plan.off, true);
+        host_sync(&b.h);
+        b.plan.rules[1] = (struct cairn_fault_rule){.fault = CAIRN_FAULT_DELAY,
+                                                    .kinds = CAIRN_FAULT_WRITES,
+                                                    .nth = nth,
+                                                    .arg = 120 * CAIRN_NS_PER_MS};
+        b.plan.rule_count = 2;
+        atomic_store(&b.plan.off, false);
+        for (uint64_t id = 2; id < 20; id++)
+            host_put(&b.h, id, 100000);
+        no_rule(&b);
+        usleep(130000);
+        for (uint64_t id = 20; id < 400; id++)
+            put_or_die(&b, id, 100000);
+        host_sync(&b.h);
+        cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+        cr_assert_eq(host_get(&b.h, 399), CAIRN_OK);
+        reopen(&b.h);
+        for (uint64_t id = 360; id < 400; id++)
+            cr_assert_eq(host_get(&b.h, id), CAIRN_OK, "key %d, write %d", (int)id, (int)nth);
+        bench_fini(&b);
+    }
+}
+
+/* Syncs fail for a while, so segments are left without footers: reclaim then reads the headers. */
+Test(log, segments_without_a_footer_are_reclaimed_too)
+{
+    struct bench b;
+    bench_init(&b);
+    b.h.o.errors_max = 1000;
+    b.h.wanted_every = 7;
+    open_ok(&b.h);
+    put_or_die(&b, 7, 20000);
+    rule(&b, CAIRN_FAULT_EIO, CAIRN_FAULT_SYNCS, 2, 40, 0);
+    for (uint64_t id = 8; id < 60; id++) {
+        host_put(&b.h, id, 100000);
+        host_sync(&b.h);
+    }
+    no_rule(&b);
+    for (uint64_t id = 100; id < 600; id++)
+        put_or_die(&b, id, 100000);
+    cr_assert_eq(host_get(&b.h, 7), CAIRN_OK, "carried over");
+    for (uint64_t id = 8; id < 60; id++)
+        cr_assert(id % 7 == 0 || b.h.keys[id].block == 0, "the host was not told of %d", (int)id);
+    reopen(&b.h);
+    cr_assert_eq(host_get(&b.h, 7), CAIRN_OK);
+    cr_assert_eq(host_get(&b.h, 599), CAIRN_OK);
+    bench_fini(&b);
+}
+
 Test(log, turns_off_after_repeated_errors)
 {
     struct bench b;
@@ -805,6 +915,90 @@ Test(log, a_file_truncated_or_replaced_under_it_is_noticed)
         host_fini(&h);
         unlink(path);
     }
+}
+
+/* --- fsck --- */
+
+static void count_line(void *arg, const char *json)
+{
+    ++*(uint32_t *)arg;
+    cr_assert(json[0] == '{' && json[strlen(json) - 1] == '}' && strstr(json, "\"what\""));
+}
+
+static void file_flip(uint64_t off)
+{
+    uint8_t byte;
+    int fd = open(path, O_RDWR);
+    cr_assert_eq(pread(fd, &byte, 1, (off_t)off), 1);
+    byte ^= 8;
+    cr_assert_eq(pwrite(fd, &byte, 1, (off_t)off), 1);
+    close(fd);
+}
+
+static cairn_status fsck_now(struct cairn_fsck_report *r, char *err, size_t cap)
+{
+    uint32_t lines = 0;
+    cairn_status st = cairn_fsck(path, r, count_line, &lines, NULL, NULL, err, cap);
+    cr_assert(lines > 0 || st == CAIRN_NOTFOUND || st == CAIRN_INVAL);
+    return st;
+}
+
+Test(log, fsck_finds_each_kind_of_damage_and_changes_nothing)
+{
+    struct log_host h;
+    struct cairn_fsck_report r;
+    char err[512];
+    host_init(&h, path, DISK, "pool");
+    h.side_len = 100;
+    open_ok(&h);
+    for (uint64_t id = 0; id < 20; id++)
+        cr_assert_eq(host_put(&h, id, 100000), CAIRN_OK);
+    cr_assert_eq(host_delete(&h, 3), CAIRN_OK);
+    cr_assert_eq(h.tier->ops->ident_put(h.tier, "who", 3), CAIRN_OK);
+    cr_assert_eq(host_sync(&h), CAIRN_OK);
+    usleep(50000);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_OK, "%s", err);
+    cr_assert_eq(r.records, 20);
+    cr_assert_eq(r.tombstones, 1);
+    cr_assert_eq(r.payload_bytes, 2000000);
+    cr_assert_geq(r.sealed, 2);
+    uint64_t record = (uint64_t)h.keys[0].block * CAIRN_BLOCK;
+    cr_assert(host_close(&h));
+
+    file_flip(record + 5000);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert_eq(r.bad_payloads, 1);
+    file_flip(record + 5000);
+    file_flip(record + 200);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert_eq(r.bad_headers, 1);
+    file_flip(record + 200);
+    file_flip(CAIRN_DATA_OFFSET + MIB - 4096 + 60);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert_eq(r.bad_footers, 1);
+    file_flip(CAIRN_DATA_OFFSET + MIB - 4096 + 60);
+    file_flip(CAIRN_DATA_OFFSET + 100);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert_eq(r.bad_headers, 1);
+    file_flip(CAIRN_DATA_OFFSET + 100);
+    file_flip(50);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert_eq(r.bad_supers, 1);
+    file_flip(4096 + 50);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert(strstr(err, "both superblocks"), "%s", err);
+    file_flip(50);
+    file_flip(4096 + 50);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_OK, "%s", err);
+
+    cr_assert_eq(truncate(path, (off_t)DISK), 0);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_CORRUPT);
+    cr_assert(strstr(err, "truncated"), "%s", err);
+    cr_assert_eq(truncate(path, 100), 0);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_INVAL);
+    unlink(path);
+    cr_assert_eq(fsck_now(&r, err, sizeof err), CAIRN_NOTFOUND);
+    host_fini(&h);
 }
 
 Test(log, is_written_once_end_to_end_in_the_background)
