@@ -221,8 +221,8 @@ CAIRN_API cairn_status cairn_side(cairn_store *s, const struct cairn_key *key, v
 /* Deletes; CAIRN_OK = it was held and never comes back, CAIRN_MISS = it was not held. */
 CAIRN_API cairn_status cairn_delete(cairn_store *s, const struct cairn_key *keys, size_t count,
                                     uint64_t timeout_ns, cairn_status *results);
-/* Every put accepted before this call is durable on return. CAIRN_UNSUPPORTED without a disk; CAIRN_IO
- * (once) if a value could not be written, or left RAM unwritten under write=none. */
+/* Every put accepted before this call is durable on return. CAIRN_UNSUPPORTED without a disk;
+ * CAIRN_IO (once) if a value could not be written, or left RAM unwritten under write=none. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_flush(cairn_store *s, uint64_t timeout_ns);
 
 /* --- leases: values held in RAM, read in place ---------------------------------------------- */

@@ -13,8 +13,8 @@ static inline uint64_t cairn_mix64(uint64_t x)
     return x ^ (x >> 33);
 }
 
-/* Both halves of the key go in, since keys that callers make up (a counter in 32 bytes) often differ
- * in one half only; two keys with an equal half never collide. */
+/* Both halves of the key go in, since keys that callers make up (a counter in 32 bytes) often
+ * differ in one half only; two keys with an equal half never collide. */
 static inline void cairn_key16(const uint8_t key[32], uint8_t out[16])
 {
     uint64_t q[4];

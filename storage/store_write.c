@@ -103,8 +103,8 @@ static bool unwritten(const struct cairn_vault *v, const struct slot *s)
            !(cairn_index_entry(v->index, s->entry)->flags & CAIRN_ENTRY_DYING);
 }
 
-/* With the on-evict policy a value is written when it is about to leave, and it leaves once it is
- * written: `write_ahead` keeps an eighth of the arena in that state, so that a put finds victims. */
+/* With the on-evict policy a value is written when it is about to leave, and leaves once it is
+ * written: `write_ahead` keeps an eighth of the arena in that state, so that puts find victims. */
 static bool usable_unwritten(void *arg, uint32_t n)
 {
     const struct cairn_vault *v = arg;

@@ -58,7 +58,8 @@ static void check_ranges(size_t len)
     uint8_t *got = malloc(len), *want = malloc(len);
     value_fill(want, 7, 1, 0, len);
     for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
-        struct cairn_iov iov[2] = {{got, at[i][1] / 2}, {got + at[i][1] / 2, at[i][1] - at[i][1] / 2}};
+        size_t n = at[i][1], half = n / 2;
+        struct cairn_iov iov[2] = {{got, half}, {got + half, n - half}};
         struct cairn_get get = {.key = key_of(7), .out = {iov, 2, CAIRN_MEM_HOST},
                                 .offset = at[i][0], .flags = CAIRN_GET_RANGE};
         cairn_get(store, &get, 1, PATIENCE, NULL);

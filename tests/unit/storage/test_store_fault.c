@@ -283,7 +283,7 @@ static bool life_with(enum cairn_fault fault, const char *what, uint32_t kinds, 
     return happened;
 }
 
-/* Every write and sync, and every read with tests/run --full; else each STEP-th from anywhere on. */
+/* Every write and sync, and with tests/run --full every read; else each STEP-th from anywhere. */
 static void sweep(enum cairn_fault fault, const char *what, uint32_t kinds, uint64_t step,
                   uint64_t arg, bool lies)
 {
