@@ -111,7 +111,8 @@ static void plan_faults(struct rig *r)
     }
     r->o.ioq = &cairn_ioq_fault;
     r->o.ioq_arg = &r->plan;
-    r->o.io_deadline_ns = RIG_SECOND / 4;
+    /* Long enough for a busy machine, or open finds a device that fails. */
+    r->o.io_deadline_ns = 2 * RIG_SECOND;
     r->o.errors_max = 1000;
 }
 

@@ -412,7 +412,8 @@ static void op_flush(struct model *m)
             FAIL(m, "flush without a disk: status %d", s);
         return;
     }
-    if (s == CAIRN_UNSUPPORTED && m->r.o.write == CAIRN_WRITE_NONE)
+    /* Without a write policy, what was evicted before is gone, and flush must say so. */
+    if (s == CAIRN_IO && m->r.o.write == CAIRN_WRITE_NONE)
         return;
     if (s != CAIRN_OK && m->dying)
         return;
