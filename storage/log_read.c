@@ -10,6 +10,9 @@
 
 /* A small record is one io; so many of them make up for the device's time per request. */
 #define SMALL_IOS 16u
+/* One value alone is verified while its next piece is read; of many the next value is, and the
+ * device reads 4 MiB at once 5 % faster than in pieces of one. */
+#define BATCH_PIECE (4u << 20)
 
 static struct nvme_load *load_take(struct cairn_nvme *t, struct cairn_tier_op *op)
 {
@@ -121,8 +124,8 @@ static void verify_span(struct nvme_load *l, uint64_t from, uint64_t end)
 static void span_of(const struct nvme_load *l, uint32_t index, uint64_t *ret_from,
                     uint64_t *ret_end)
 {
-    *ret_from = l->from + (uint64_t)index * NVME_PIECE;
-    *ret_end = *ret_from + NVME_PIECE < l->end ? *ret_from + NVME_PIECE : l->end;
+    *ret_from = l->from + (uint64_t)index * l->piece;
+    *ret_end = *ret_from + l->piece < l->end ? *ret_from + l->piece : l->end;
 }
 
 static void header_arrived(struct cairn_nvme *t, struct nvme_load *l)
@@ -241,7 +244,7 @@ static void load_issue(struct cairn_nvme *t, struct nvme_load *l, struct nvme_io
         l->issued = l->from;
         x->aux = 0;
     } else {
-        span = l->issued == 0 ? 0 : (uint32_t)((l->issued - l->from) / NVME_PIECE);
+        span = l->issued == 0 ? 0 : (uint32_t)((l->issued - l->from) / l->piece);
         span_of(l, span, &from, &end);
         x->aux = 1 + span;
         if (l->issued == 0) {
@@ -270,6 +273,7 @@ static struct nvme_load *load_next(struct cairn_nvme *t)
             continue;
         }
         struct nvme_load *l = load_take(t, op);
+        l->piece = t->rq.head || l != t->loads_active ? BATCH_PIECE : NVME_PIECE;
         l->seg = seg;
         l->generation = t->segs[seg].generation;
         t->segs[seg].pins++;

@@ -18,6 +18,7 @@
 /* With nobody reading. */
 #define WRITE_IOS 12u
 #define WRITE_BYTES (12ull << 20)
+#define WRITE_PIECE (4u << 20)
 /* With readers, and for this long after the last of them: a read that comes now waits for what is
  * out, so that may be three times what readers have out, within bounds. */
 #define PACED_MIN (512u << 10)
@@ -346,7 +347,7 @@ void nvme_writes_start(struct cairn_nvme *t, uint64_t now)
 {
     bool paced;
     uint64_t bytes = write_window(t, now, &paced);
-    uint32_t piece = bytes < NVME_PIECE ? PACED_MIN : NVME_PIECE;
+    uint32_t piece = !paced ? WRITE_PIECE : bytes < NVME_PIECE ? PACED_MIN : NVME_PIECE;
     uint32_t ios = paced ? (uint32_t)(bytes / piece) : WRITE_IOS;
     if (paced && (t->issue_head || t->wq.head))
         nvme_watch(t, now + PACED_NS);

@@ -109,6 +109,7 @@ struct nvme_load {
     uint32_t seg, generation;
     uint64_t from, end;         /* image bytes that are read behind the header block          */
     uint64_t issued;            /* next byte to ask for; 0: nothing yet                       */
+    uint32_t piece;             /* bytes of an io                                             */
     uint32_t flying;
     uint8_t tries;
     bool header_ok, bad;
