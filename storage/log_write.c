@@ -16,8 +16,8 @@
  * 40 ms of reading. A sync stalls the device for 0.3 ms. */
 #define UNSYNCED_MAX (128ull << 20)
 /* With nobody reading. */
-#define WRITE_IOS 12u
-#define WRITE_BYTES (12ull << 20)
+#define WRITE_IOS 16u
+#define WRITE_BYTES (16ull << 20)
 #define WRITE_PIECE (4u << 20)
 /* With readers, and for this long after the last of them: a read that comes now waits for what is
  * out, so that may be three times what readers have out, within bounds. */
