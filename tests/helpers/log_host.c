@@ -109,12 +109,17 @@ static void on_reclaim(void *arg, const struct cairn_summary_disk *s, uint32_t c
     pthread_mutex_unlock(&h->lock);
 }
 
+static uint64_t slot_bit(const struct log_host *h, const struct cairn_record_disk *image)
+{
+    return 1ull << (size_t)((const uint8_t *)image - h->arena) / SLOT_BYTES;
+}
+
 static void on_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)
 {
     struct log_host *h = arg;
-    (void)image;
     (void)blocks;
     pthread_mutex_lock(&h->lock);
+    h->held &= ~slot_bit(h, image);
     h->images_back++;
     pthread_cond_broadcast(&h->changed);
     pthread_mutex_unlock(&h->lock);
@@ -133,6 +138,8 @@ static void on_done(struct cairn_tier_op *op)
     struct host_op *o = op->owner;
     struct log_host *h = o->h;
     pthread_mutex_lock(&h->lock);
+    if (op->image_lost)
+        h->held |= slot_bit(h, op->image);
     if (op->kind == CAIRN_TIER_STORE && op->status == CAIRN_OK) {
         struct host_entry *e = &h->keys[o->id];
         if (op->version >= e->version) {
@@ -315,10 +322,23 @@ static cairn_status both(struct log_host *h, struct host_op *op)
     return st ? st : host_wait(h, op);
 }
 
+/* One of eight slots from `first` on that the device does not hold. */
+static uint32_t slot_free(struct log_host *h, uint32_t first)
+{
+    pthread_mutex_lock(&h->lock);
+    uint64_t held = h->held >> first & 0xff;
+    pthread_mutex_unlock(&h->lock);
+    if (held == 0xff) {
+        fprintf(stderr, "the device holds all slots\n");
+        abort();
+    }
+    return first + (uint32_t)__builtin_ctzll(~held);
+}
+
 cairn_status host_put(struct log_host *h, uint64_t id, uint32_t len)
 {
     struct host_op op;
-    host_prepare_store(h, &op, 0, id, ++h->version, len);
+    host_prepare_store(h, &op, slot_free(h, 32), id, ++h->version, len);
     return both(h, &op);
 }
 
@@ -352,7 +372,7 @@ static void must_be_right(const void *value, uint64_t id, uint64_t version, size
 cairn_status host_get_part(struct log_host *h, uint64_t id, uint32_t piece, uint32_t count)
 {
     struct host_op op;
-    host_prepare_load(h, &op, 1, id);
+    host_prepare_load(h, &op, slot_free(h, 40), id);
     if (op.op.block == 0)
         return CAIRN_MISS;
     op.op.piece_first = piece;

@@ -35,6 +35,7 @@ struct log_host {
     uint32_t wanted_every;     /* reclaim keeps keys id % n == 0   */
     uint64_t recovered, recovered_tombs, moved, reclaimed;
     _Atomic uint64_t images_back;
+    uint64_t held;             /* slots that the device never gave back, bit set */
     uint64_t side_len;         /* of every value put               */
     bool refuse;               /* still_wanted says no             */
     char off[256];
@@ -61,7 +62,7 @@ void host_prepare_mark(struct log_host *h, struct host_op *op, enum cairn_tier_k
 cairn_status host_submit(struct log_host *h, struct host_op *op);
 cairn_status host_wait(struct log_host *h, struct host_op *op);
 
-/* Blocking, on slot 0. put notes the new place. */
+/* Blocking, on slots from 32 on. put notes the new place. */
 cairn_status host_put(struct log_host *h, uint64_t id, uint32_t len);
 cairn_status host_delete(struct log_host *h, uint64_t id);
 cairn_status host_sync(struct log_host *h);
