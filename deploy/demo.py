@@ -144,6 +144,12 @@ def later_process(d: Demo, prompts: Prompts, name: str, hash_seed: int,
     with d.engine(name, hash_seed) as engine:
         engine.answer(prompts.unrelated(), max_tokens=TOKENS_OUT)
         loaded = engine.answer(prompts.first)
+        if loaded["loaded_tokens"] != loaded["cached_tokens"]:
+            stats = engine.stats()
+            causes = {k: v for k, v in stats["misses"].items() if v}
+            raise Failed(f"{name}: Cairn brought {loaded['loaded_tokens']} of "
+                         f"{loaded['cached_tokens']} tokens in {loaded['load_s']:.2f} s, the rest was "
+                         f"computed; misses by cause: {causes}; disk: {stats['disk']}")
         own = engine.answer(prompts.first)
         if own["loaded_tokens"] or own["logprobs"] != loaded["logprobs"]:
             raise Failed(f"{name}: the loaded answer is not the engine's own in that process")

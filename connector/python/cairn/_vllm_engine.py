@@ -219,7 +219,7 @@ def _make(config: VllmConfig, cache: KVCacheConfig, remote: bool) -> Engine:
         if not 1 <= len(domain) <= 64:
             raise InvalidError("domain_key_file must hold 1 to 64 bytes")
     store = RemoteStore(_engine_id(config)) if remote else _store_acquire(uri)
-    engine = Engine(config, cache, uri, store, domain, float(extra.get("timeout", 10.0)), block,
+    engine = Engine(config, cache, uri, store, domain, float(extra.get("timeout", 30.0)), block,
                     per)
     if isinstance(store, RemoteStore):
         engine.identity = store.identity()

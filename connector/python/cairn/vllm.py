@@ -10,7 +10,7 @@ failure is a miss: the engine computes those tokens again. Nothing here raises i
 it runs; a wrong option stops it at start with a sentence.
 
 Other keys of the extra configuration: "domain_key_file" (a file with 1 to 64 secret bytes; without
-it the public domain) and "timeout" (seconds that the load of one step may take, 10).
+it the public domain) and "timeout" (seconds that the load of one step may take, 30).
 
 Not taken, and computed as if there were no cache: requests with LoRA, images or prompt embeddings,
 models with several KV groups or a device other than the CPU, and engines of several workers. The
