@@ -115,8 +115,9 @@ bool bench_mapping(size_t len, struct cairn_mapping *ret);
 /* Path of a file in --path that is removed by bench_forget_file or when the program is stopped. */
 const char *bench_file(const struct bench *b, const char *name);
 void bench_forget_file(const char *path);
-/* A recovered or fresh log of `disk_bytes` with write-through; NULL after a message. */
-struct cairn_vault *bench_log_open(const char *path, uint64_t ram_bytes, uint64_t disk_bytes);
+/* A recovered or fresh log of `disk_bytes`; NULL after a message. */
+struct cairn_vault *bench_log_open(const char *path, uint64_t ram_bytes, uint64_t disk_bytes,
+                                   enum cairn_write_policy write);
 /* Prints a message and returns false. */
 bool bench_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
@@ -134,7 +135,7 @@ struct bench_disk {
     uint64_t next_id; /* of the next value put */
     uint32_t depth;   /* of the bare loop      */
 };
-bool bench_disk_open(struct bench *b, struct bench_disk *ret);
+bool bench_disk_open(struct bench *b, enum cairn_write_policy write, struct bench_disk *ret);
 void bench_disk_close(struct bench_disk *d);
 /* Puts `count` values of `size` bytes that lie one after another in mem; how many were stored. */
 uint64_t bench_disk_put(struct bench_disk *d, uint64_t size, uint64_t count);

@@ -51,10 +51,11 @@ struct cairn_vault *bench_vault_open(const struct cairn_vault_opts *o)
     return NULL;
 }
 
-struct cairn_vault *bench_log_open(const char *path, uint64_t ram_bytes, uint64_t disk_bytes)
+struct cairn_vault *bench_log_open(const char *path, uint64_t ram_bytes, uint64_t disk_bytes,
+                                   enum cairn_write_policy write)
 {
     struct cairn_vault_opts o = bench_vault_opts(ram_bytes);
-    o.write = CAIRN_WRITE_THROUGH;
+    o.write = write;
     o.path = path;
     o.disk_bytes = disk_bytes;
     return bench_vault_open(&o);

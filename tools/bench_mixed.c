@@ -156,7 +156,7 @@ static bool mixed_open(struct bench *b, struct mixed *m)
 {
     m->size = b->o->size ? b->o->size : 4u << 20;
     m->round_ns = b->o->seconds_ns / b->o->rounds / 2;
-    if (!bench_disk_open(b, &m->d))
+    if (!bench_disk_open(b, CAIRN_WRITE_THROUGH, &m->d))
         return false;
     m->contents = m->d.mem.len / 2 / m->size;
     m->ring_len = m->d.log_bytes / m->size;
@@ -179,6 +179,7 @@ static void report_misses(const struct actor *a, const char *what)
 struct tail {
     struct actor idle, loaded, writer;
     double write_idle[BENCH_ROUNDS_MAX], write_loaded[BENCH_ROUNDS_MAX];
+    double write_bare[BENCH_ROUNDS_MAX];
 };
 
 static bool tail_rounds(struct mixed *m, struct tail *t)
@@ -188,8 +189,11 @@ static bool tail_rounds(struct mixed *m, struct tail *t)
         cairn_vault_drop_ram(m->d.vault);
         run_actors(m, &t->idle, 1, m->round_ns);
         t->write_idle[r] = run_actors(m, &t->writer, 1, m->round_ns);
-        if (!flush(m))
+        struct cairn_limit bare;
+        if (!flush(m) ||
+            !bench_disk_limit(&m->d, m->size, true, m->d.depth, m->round_ns, &bare))
             return false;
+        t->write_bare[r] = bare.gb_per_s;
         both[0] = t->loaded;
         both[1] = t->writer;
         t->write_loaded[r] = run_actors(m, both, 2, 2 * m->round_ns);
@@ -202,7 +206,7 @@ static bool tail_rounds(struct mixed *m, struct tail *t)
     return true;
 }
 
-static void tail_rows(struct bench *b, struct tail *t)
+static void tail_rows(struct bench *b, const struct mixed *m, struct tail *t)
 {
     uint32_t rounds = (uint32_t)b->o->rounds;
     report_misses(&t->idle, "disk-read idle");
@@ -220,6 +224,12 @@ static void tail_rows(struct bench *b, struct tail *t)
     row.limit = bench_median(t->write_idle, rounds);
     row.ratio = row.value / row.limit;
     bench_add(b, &row);
+    row = bench_row("GB/s", "bare io_uring loop");
+    bench_name(&row, "disk-write-through", m->size);
+    row.value = bench_median(t->write_idle, rounds);
+    row.limit = bench_median(t->write_bare, rounds);
+    row.ratio = row.value / row.limit;
+    bench_add(b, &row);
 }
 
 static bool tail_figure(struct bench *b, struct mixed *m)
@@ -235,7 +245,7 @@ static bool tail_figure(struct bench *b, struct mixed *m)
     bool ok = bench_lat_init(&t->idle.lat, SAMPLES_MAX) &&
               bench_lat_init(&t->loaded.lat, SAMPLES_MAX) && tail_rounds(m, t);
     if (ok)
-        tail_rows(b, t);
+        tail_rows(b, m, t);
     bench_lat_free(&t->idle.lat);
     bench_lat_free(&t->loaded.lat);
     free(t);

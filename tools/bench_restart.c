@@ -63,7 +63,7 @@ static bool flush(struct cairn_vault *v)
 
 static bool fill(const char *path, uint64_t bytes)
 {
-    struct cairn_vault *v = bench_log_open(path, RAM_BYTES, bytes);
+    struct cairn_vault *v = bench_log_open(path, RAM_BYTES, bytes, CAIRN_WRITE_THROUGH);
     void *value = malloc(VALUE);
     uint64_t count = values_of(bytes);
     bool ok = v && value;
@@ -138,7 +138,8 @@ static bool measure_bare(struct bench *b, struct log *log, struct cairn_vault *v
 static bool open_once(struct bench *b, struct log *log, uint32_t i)
 {
     uint64_t start = cairn_now_ns();
-    struct cairn_vault *v = bench_log_open(log->path, RAM_BYTES, log->bytes);
+    struct cairn_vault *v =
+        bench_log_open(log->path, RAM_BYTES, log->bytes, CAIRN_WRITE_THROUGH);
     log->open_ms[i] = (double)(cairn_now_ns() - start) / 1e6;
     if (!v)
         return false;
