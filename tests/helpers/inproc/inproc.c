@@ -8,6 +8,7 @@
 #define EXIT_FAILED 1
 #define EXIT_SKIPPED 77
 #define DEFAULT_TIMEOUT 600.0
+#define AT_ONCE 3 /* they sleep much of the time */
 
 static struct inproc_test *tests;
 static struct inproc_suite *suites;
@@ -91,39 +92,62 @@ static bool as_expected(const struct inproc_test *t, int status)
     return WIFEXITED(status) && WEXITSTATUS(status) == t->data.exit_code;
 }
 
+struct counts {
+    int tested, failed, crashed, skipped;
+};
+
+static void judge(const struct inproc_test *t, int status, struct counts *c)
+{
+    if (as_expected(t, status))
+        return;
+    if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED) {
+        printf("[SKIP] %s::%s\n", t->suite, t->name);
+        c->skipped++;
+        return;
+    }
+    printf("[FAIL] %s::%s: wait status 0x%x\n", t->suite, t->name, (unsigned)status);
+    if (WIFSIGNALED(status))
+        c->crashed++;
+    else
+        c->failed++;
+}
+
+/* Waits for one child; false when there is none. */
+static bool reap(struct counts *c)
+{
+    int status = 0;
+    pid_t pid = wait(&status);
+
+    for (const struct inproc_test *t = tests; pid > 0 && t; t = t->next) {
+        if (t->pid == pid)
+            judge(t, status, c);
+    }
+    return pid > 0;
+}
+
 int main(void)
 {
-    int tested = 0, failed = 0, crashed = 0, skipped = 0;
-    struct inproc_test *t;
+    struct counts c = {0};
+    int running = 0;
 
     setvbuf(stdout, NULL, _IOLBF, 0);
-    for (t = tests; t; t = t->next) {
+    for (struct inproc_test *t = tests; t; t = t->next) {
         const struct inproc_data *suite = suite_data(t->suite);
-        int status = 0;
-        pid_t pid;
 
         if (t->data.disabled || suite->disabled)
             continue;
-        tested++;
+        if (running == AT_ONCE && reap(&c))
+            running--;
+        c.tested++;
+        running++;
         fflush(stdout);
-        pid = fork();
-        if (pid == 0)
+        t->pid = fork();
+        if (t->pid == 0)
             run_child(t, suite);
-        waitpid(pid, &status, 0);
-        if (as_expected(t, status))
-            continue;
-        if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED) {
-            printf("[SKIP] %s::%s\n", t->suite, t->name);
-            skipped++;
-            continue;
-        }
-        printf("[FAIL] %s::%s: wait status 0x%x\n", t->suite, t->name, (unsigned)status);
-        if (WIFSIGNALED(status))
-            crashed++;
-        else
-            failed++;
     }
-    printf("[====] Synthesis: Tested: %d | Passing: %d | Failing: %d | Crashing: %d\n", tested,
-           tested - failed - crashed - skipped, failed, crashed);
-    return failed || crashed;
+    while (reap(&c))
+        ;
+    printf("[====] Synthesis: Tested: %d | Passing: %d | Failing: %d | Crashing: %d\n", c.tested,
+           c.tested - c.failed - c.crashed - c.skipped, c.failed, c.crashed);
+    return c.failed || c.crashed;
 }

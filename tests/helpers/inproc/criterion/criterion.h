@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
 #include <unistd.h>
 
 struct inproc_data {
@@ -24,6 +25,7 @@ struct inproc_test {
     const char *suite, *name;
     void (*body)(void);
     struct inproc_data data;
+    pid_t pid;
     struct inproc_test *next;
 };
 
