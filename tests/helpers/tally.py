@@ -16,7 +16,7 @@ def count(case):
     bad = case.find("failure") is not None or case.find("error") is not None
     if found:
         tested, passing, failing, crashing = map(int, found[-1])
-        failed = failing + crashing
+        failed = min(failing + crashing, tested - passing)
         return passing, max(failed, int(bad)), tested - passing - failed
     skipped = case.find("skipped")
     if skipped is not None:
