@@ -148,8 +148,8 @@ def later_process(d: Demo, prompts: Prompts, name: str, hash_seed: int,
             stats = engine.stats()
             causes = {k: v for k, v in stats["misses"].items() if v}
             raise Failed(f"{name}: Cairn brought {loaded['loaded_tokens']} of "
-                         f"{loaded['cached_tokens']} tokens in {loaded['load_s']:.2f} s, the rest was "
-                         f"computed; misses by cause: {causes}; disk: {stats['disk']}")
+                         f"{loaded['cached_tokens']} tokens in {loaded['load_s']:.2f} s and the "
+                         f"rest was computed; misses by cause: {causes}; disk: {stats['disk']}")
         own = engine.answer(prompts.first)
         if own["loaded_tokens"] or own["logprobs"] != loaded["logprobs"]:
             raise Failed(f"{name}: the loaded answer is not the engine's own in that process")
