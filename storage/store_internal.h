@@ -158,6 +158,9 @@ void write_pump(struct cairn_vault *v);
 void write_ahead(struct cairn_vault *v);
 struct vault_op *op_take(struct cairn_vault *v);
 void op_give(struct cairn_vault *v, struct vault_op *op);
+/* Submits a TOMBSTONE or SYNC and waits for it. The lock is held on entry and return, but not while
+ * it waits. */
+cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what);
 void vault_host(struct cairn_vault *v);
 /* Waits for `changed` until the deadline; false when it has passed. */
 bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);

@@ -71,30 +71,10 @@ static void fill_image(struct cairn_vault *v, struct slot *s, const struct cairn
 static cairn_status bury(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns,
                          uint64_t *ret_version)
 {
-    struct vault_op *op;
-    while (!v->tier_off && !(op = op_take(v)))
-        if (!vault_wait(v, deadline_ns))
-            return CAIRN_TIMEOUT;
-    if (v->tier_off)
-        return CAIRN_IO;
-    op->op.kind = CAIRN_TIER_TOMBSTONE;
-    op->op.key = *key;
-    op->op.version = ++v->version;
-    op->op.deadline_ns = deadline_ns;
-    uint64_t version = op->op.version;
-    cairn_status st = v->tier->ops->submit(v->tier, &op->op);
-    if (st) {
-        op_give(v, op);
-        return st;
-    }
-    while (!op->done && vault_wait(v, deadline_ns)) {
-    }
-    if (!op->done) {
-        op->abandoned = true;
-        return CAIRN_TIMEOUT;
-    }
-    st = op->op.status;
-    op_give(v, op);
+    uint64_t version = ++v->version;
+    cairn_status st = op_run(v, (struct cairn_tier_op){.kind = CAIRN_TIER_TOMBSTONE, .key = *key,
+                                                       .version = version,
+                                                       .deadline_ns = deadline_ns});
     if (!st)
         *ret_version = version;
     return st;

@@ -381,22 +381,23 @@ static void queue_unwritten(struct cairn_vault *v)
     write_pump(v);
 }
 
-static cairn_status sync_tier(struct cairn_vault *v, uint64_t deadline_ns)
+cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what)
 {
     struct vault_op *op;
     while (!v->tier_off && !(op = op_take(v)))
-        if (!vault_wait(v, deadline_ns))
+        if (!vault_wait(v, what.deadline_ns))
             return CAIRN_TIMEOUT;
     if (v->tier_off)
         return CAIRN_IO;
-    op->op.kind = CAIRN_TIER_SYNC;
-    op->op.deadline_ns = deadline_ns;
+    what.done = op->op.done;
+    what.owner = op;
+    op->op = what;
     cairn_status st = v->tier->ops->submit(v->tier, &op->op);
     if (st) {
         op_give(v, op);
         return st;
     }
-    while (!op->done && vault_wait(v, deadline_ns)) {
+    while (!op->done && vault_wait(v, what.deadline_ns)) {
     }
     if (!op->done) {
         op->abandoned = true;
@@ -423,7 +424,7 @@ cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns)
             st = CAIRN_TIMEOUT;
     }
     if (!st)
-        st = sync_tier(v, deadline_ns);
+        st = op_run(v, (struct cairn_tier_op){.kind = CAIRN_TIER_SYNC, .deadline_ns = deadline_ns});
     uint64_t lost = atomic_load_explicit(&v->c.lost_writes, memory_order_relaxed);
     if (!st && (v->failed_slots || lost != v->lost_writes_flushed))
         st = CAIRN_IO;
