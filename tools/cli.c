@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "connector/uri.h"
+#include "tools/json.h"
 
 #define FIELDS_MAX 128
 
@@ -245,4 +246,16 @@ char *cli_text(size_t (*fill)(void *arg, char *out, size_t cap), void *arg)
     free(text);
     cli_fail(1, "no memory for %zu bytes of text: close other programs", cap);
     return NULL;
+}
+
+int cli_show(char *text, bool json)
+{
+    if (!text)
+        return CLI_FAILED;
+    if (json)
+        puts(text);
+    else
+        json_print_flat(stdout, text);
+    free(text);
+    return CLI_OK;
 }

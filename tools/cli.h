@@ -50,5 +50,7 @@ int cli_open(const char *uri, bool must_exist, cairn_store **ret);
 /* Text of a function that fills a buffer and says how much it needs (cairn_stats and friends);
  * NULL after a message. */
 char *cli_text(size_t (*fill)(void *arg, char *out, size_t cap), void *arg);
+/* Prints a text of cli_text, as it is or flattened, and frees it. NULL is CLI_FAILED. */
+int cli_show(char *text, bool json);
 
 #endif

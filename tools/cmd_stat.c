@@ -1,8 +1,4 @@
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "tools/cli.h"
-#include "tools/json.h"
 
 struct options {
     char store[4096];
@@ -33,14 +29,7 @@ static int run(const void *opts, char **args, uint32_t count)
         return status;
     char *text = cli_text(fill, store);
     cairn_close(store);
-    if (!text)
-        return CLI_FAILED;
-    if (o->json)
-        puts(text);
-    else
-        json_print_flat(stdout, text);
-    free(text);
-    return CLI_OK;
+    return cli_show(text, o->json);
 }
 
 const struct cli_command cli_stat = {

@@ -1,8 +1,4 @@
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "tools/cli.h"
-#include "tools/json.h"
 
 struct options {
     char store[4096];
@@ -47,14 +43,7 @@ static int run(const void *opts, char **args, uint32_t count)
     char *text = status ? NULL : cli_text(fill, &q);
     cairn_close(q.store);
     cairn_identity_destroy(q.id);
-    if (!text)
-        return status ? status : CLI_FAILED;
-    if (o->json)
-        puts(text);
-    else
-        json_print_flat(stdout, text);
-    free(text);
-    return CLI_OK;
+    return status ? status : cli_show(text, o->json);
 }
 
 const struct cli_command cli_why = {
