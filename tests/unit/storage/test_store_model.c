@@ -412,13 +412,13 @@ static void op_flush(struct model *m)
             FAIL(m, "flush without a disk: status %d", s);
         return;
     }
-    /* Without a write policy, what was evicted before is gone, and flush must say so. */
-    if (s == CAIRN_IO && m->r.o.write == CAIRN_WRITE_NONE)
+    /* What left RAM unwritten is gone: flush says so once, and no later flush makes it durable. */
+    if (s == CAIRN_IO && (m->dying || m->r.o.write == CAIRN_WRITE_NONE)) {
+        for (size_t i = 0; i < KEYS; i++)
+            m->keys[i].maybe |= !m->keys[i].durable;
         return;
+    }
     if (s != CAIRN_OK && m->dying)
-        return;
-    /* Under this policy what left RAM unwritten is gone, and flush says so. */
-    if (s == CAIRN_IO && m->r.o.write == CAIRN_WRITE_NONE)
         return;
     if (s != CAIRN_OK)
         FAIL(m, "flush: status %d", s);
