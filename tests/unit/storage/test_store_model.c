@@ -33,6 +33,7 @@ struct state {
     uint32_t len, side;
     bool durable;          /* a flush has succeeded since                               */
     bool maybe;            /* a call failed half way: it may also be gone               */
+    bool doomed;           /* its tombstone failed and may have landed: RAM proves nothing */
     bool named;            /* put with its fingerprint                                  */
     bool ghost;            /* one has expired: never a hit, but hints may name it        */
 };
@@ -225,7 +226,7 @@ static void put_done(struct model *m, const struct putting *p, size_t i)
             FAIL_KEY(m, p->id[i], "put of key %llu: status %d cause %d",
                      (unsigned long long)p->id[i], put->status, put->cause);
         if (put->flags & CAIRN_PUT_REPLACE)
-            k->maybe = true;
+            k->maybe = k->doomed = true;
         return;
     }
     if (must_be_held(m, k) && !m->dying && !(put->flags & CAIRN_PUT_REPLACE))
@@ -239,7 +240,7 @@ static void put_done(struct model *m, const struct putting *p, size_t i)
     k->expires_ns = put->expires_ns;
     k->appended = m->appended;
     k->named = put->fingerprint != NULL;
-    k->durable = k->maybe = false;
+    k->durable = k->maybe = k->doomed = false;
 }
 
 /* ---- get ---- */
@@ -268,7 +269,7 @@ static void get_done(struct model *m, uint64_t id, const struct cairn_get *g, si
                  (unsigned long long)id);
         check_bytes(m, id, data, g->offset, len);
         m->hits++;
-        k->maybe = false;
+        k->maybe &= k->doomed;
         return;
     }
     m->misses++;
@@ -385,7 +386,7 @@ static void op_delete(struct model *m, uint64_t id)
     if (s != CAIRN_OK && s != CAIRN_MISS) {
         if (!m->dying)
             FAIL_KEY(m, id, "delete of key %llu: status %d", (unsigned long long)id, s);
-        k->maybe = true;
+        k->maybe = k->doomed = true;
         return;
     }
     if (s == CAIRN_MISS && sure && !m->dying)
@@ -394,10 +395,9 @@ static void op_delete(struct model *m, uint64_t id)
         FAIL_KEY(m, id, "delete says key %llu was held", (unsigned long long)id);
     m->deleted += s == CAIRN_OK;
     m->appended += CAIRN_BLOCK;
-    if (s == CAIRN_OK)
-        k->ghost = false;
+    /* A ghost stays: the expired record, of which the index knew no more, is found by recovery. */
     k->gen = k->expires_ns = 0;
-    k->maybe = false;
+    k->maybe = k->doomed = false;
     if (cairn_vault_lookup(m->r.vault, &key, 1) != 0 && !k->ghost)
         FAIL_KEY(m, id, "lookup finds key %llu after its deletion", (unsigned long long)id);
 }
@@ -541,8 +541,10 @@ static void op_reopen(struct model *m)
     m->r.plan.off = !m->r.faults;
     m->dying = m->r.faults > 0;
     /* A flush from now on makes nothing durable that the restart has lost. */
-    for (size_t i = 0; i < KEYS; i++)
+    for (size_t i = 0; i < KEYS; i++) {
         m->keys[i].maybe |= !m->keys[i].durable;
+        m->keys[i].doomed = false;
+    }
     m->reopened++;
     m->appended += 1u << 20; /* recovery may leave the rest of a segment unused */
     if (!m->r.o.disk_bytes) {
