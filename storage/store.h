@@ -56,17 +56,110 @@ cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns);
 cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key, void *out,
                               uint32_t *len, uint64_t deadline_ns);
 
-/* A pinned, verified value. block: where it lies in the arena. */
+/* A pinned value. Its record (format.h) lies one block before `value` in the arena, its side records
+ * behind the value's last block. */
 struct cairn_pin {
     uint32_t slot;
     uint32_t value_len;
     const void *value;
 };
+static inline const struct cairn_record_body_disk *cairn_pin_body(const struct cairn_pin *p)
+{
+    return &((const struct cairn_record_disk *)((const char *)p->value - CAIRN_BLOCK))->body;
+}
 /* Pins the held keys from the start; loads what is on disk. Counts against the lease budget of half
  * the RAM. Returns how many pins were written. */
 size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
                        uint64_t deadline_ns, struct cairn_pin *pins);
 void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count);
+
+/* Pins one value without waiting and without touching a device. CAIRN_OK; CAIRN_INPROGRESS = it is
+ * on disk or being read, ask cairn_vault_pin from a thread that may wait; CAIRN_MISS and why. With
+ * check the bytes are verified as the vault's verify option says; without it only the header is,
+ * and whoever reads the bytes verifies them (leases over shared memory do). Counts as a get. */
+cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
+                                 struct cairn_pin *ret, enum cairn_cause *cause);
+
+/* --- values that are filled in place: what a node receives from a socket --- */
+
+/* Room for one value in the arena that nobody else sees. Its owner writes `len` bytes at `value`,
+ * then commits it or gives it back. */
+struct cairn_room {
+    uint32_t slot;
+    void *value;
+    size_t len;      /* bytes of the value */
+    size_t side_len; /* bytes of side records */
+};
+/* Never waits; evicts what must go. CAIRN_NOSPACE: everything is pinned, unwritten or being filled;
+ * CAIRN_TOOBIG; CAIRN_INVAL for a length of 0. */
+cairn_status cairn_vault_room(struct cairn_vault *v, size_t len, size_t side_len,
+                              struct cairn_room *ret);
+void cairn_vault_room_drop(struct cairn_vault *v, struct cairn_room *room); /* NULL value is fine */
+
+struct cairn_commit {
+    struct cairn_key key, parent;
+    const uint8_t *fingerprint; /* 32 bytes, or NULL                                              */
+    const uint64_t *checks;     /* piece checks the bytes must have, or NULL                      */
+    const void *side;           /* room->side_len bytes, copied                                   */
+    const void *name;           /* at most CAIRN_NAME_MAX bytes, kept in the header               */
+    uint32_t name_len;
+    uint32_t tenant;
+    uint16_t space;             /* 0 = KV chunks, CAIRN_SPACE_STRINGS                             */
+    uint16_t mark;              /* the caller's own bits, kept in the header (body.flags)         */
+    uint32_t flags;             /* CAIRN_PUT_REPLACE, CAIRN_COMMIT_*                              */
+    uint64_t expires_ns;        /* wall clock, 0 = never                                          */
+};
+#define CAIRN_SPACE_STRINGS 1u
+/* Written to disk when it leaves RAM, whatever the vault's write policy is. */
+#define CAIRN_COMMIT_ON_EVICT (1u << 16)
+/* Answer CAIRN_INPROGRESS, nothing done and the room still the caller's, instead of waiting for a
+ * tombstone. */
+#define CAIRN_COMMIT_NOWAIT (1u << 17)
+/* Makes the value visible in one step, as a put does: OK or EXISTS. On every answer but INPROGRESS
+ * the room is gone. CAIRN_CORRUPT: the bytes do not have the checks. */
+cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
+                                const struct cairn_commit *c, uint64_t deadline_ns,
+                                enum cairn_cause *cause);
+/* Deletes without waiting: OK, MISS, or INPROGRESS (nothing done) if a tombstone must be written. */
+cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_key *key);
+
+/* --- namespaces --- */
+
+struct cairn_scan_item {
+    struct cairn_key key;
+    struct cairn_key parent;
+    uint8_t identity[32];
+    uint64_t expires_ns;
+    uint32_t value_len;
+    uint32_t tenant;
+    uint16_t mark;
+    uint16_t name_len;
+    bool ram, disk;
+    char name[CAIRN_NAME_MAX];
+};
+/* Walks the values of a space from *cursor (0 = start) and calls fn, with no lock held, for at most
+ * `max` of them; *cursor is where to go on, 0 at the end. A value that is there during the whole
+ * walk is seen at least once. Headers of values that are only on disk are read, so it may wait.
+ * fn returns false to stop. */
+cairn_status cairn_vault_scan(struct cairn_vault *v, uint16_t space, uint32_t *cursor, size_t max,
+                              uint64_t deadline_ns,
+                              bool (*fn)(void *arg, const struct cairn_scan_item *item), void *arg);
+/* Values held of a space, expired ones that nobody has met yet included. */
+uint64_t cairn_vault_space_count(struct cairn_vault *v, uint16_t space);
+/* Every value of the space that was put before this call is gone, for good, on return: one record
+ * on disk says so, however many there are. */
+cairn_status cairn_vault_clear_space(struct cairn_vault *v, uint16_t space, uint64_t deadline_ns);
+
+/* --- what others may see --- */
+
+/* The arena as other processes may map it: read-only for good (F_SEAL_FUTURE_WRITE). Lent until
+ * close. CAIRN_UNSUPPORTED if the kernel has no such seal. */
+cairn_status cairn_vault_share(struct cairn_vault *v, int *ret_fd, const void **ret_base,
+                               size_t *ret_len);
+/* Why a key is not held: the cause that last dropped it and how long ago, if the vault remembers (a
+ * bounded table of the latest drops; CAIRN_CAUSE_ABSENT = it does not). */
+enum cairn_cause cairn_vault_drop_cause(struct cairn_vault *v, const struct cairn_key *key,
+                                        uint64_t *ret_age_ns);
 
 cairn_status cairn_vault_note_identity(struct cairn_vault *v, const void *canon, uint32_t len);
 void cairn_vault_each_identity(struct cairn_vault *v,

@@ -245,6 +245,16 @@ static void put_done(struct model *m, const struct putting *p, size_t i)
 
 /* ---- get ---- */
 
+/* The generation whose bytes these are, 0 = none that was ever put. */
+static uint64_t generation_of(const struct model *m, uint64_t id, const void *data, uint64_t off,
+                              size_t len)
+{
+    for (uint64_t gen = m->keys[id].last; gen > 0; gen--)
+        if (value_check(data, id, gen, off, len) == len)
+            return gen;
+    return 0;
+}
+
 static void check_bytes(struct model *m, uint64_t id, const void *data, uint64_t off, size_t len)
 {
     const struct state *k = &m->keys[id];
@@ -254,7 +264,7 @@ static void check_bytes(struct model *m, uint64_t id, const void *data, uint64_t
         FAIL_KEY(m, id, "wrong byte %zu of key %llu generation %llu (%zu bytes from %llu): shows "
                 "generation %llu",
              bad, (unsigned long long)id, (unsigned long long)k->gen, len, (unsigned long long)off,
-             (unsigned long long)value_generation(data, len, id));
+             (unsigned long long)generation_of(m, id, data, off, len));
 }
 
 static void get_done(struct model *m, uint64_t id, const struct cairn_get *g, size_t len,

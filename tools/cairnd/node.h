@@ -1,0 +1,188 @@
+/* The node: one process that serves its vault to many clients.
+ *
+ * Threads: `threads` network threads (net.c), each an epoll loop over its own connections; a few
+ * workers (work.c) for what may wait for a disk; the tier's I/O thread; one HTTP thread (http.c).
+ * A command runs on its connection's network thread as long as nothing in it waits. A handler that
+ * would have to wait answers CALL_WAITS, having changed nothing and written nothing; it is then run
+ * again from the start on a worker with call->may_wait set, and its connection reads no further
+ * until that is done. So handlers are written once, replies keep their order, and a slow client or
+ * disk holds up nobody else.
+ *
+ * The only lock a command takes besides the vault's is the stripe of the string it changes. */
+#ifndef CAIRN_TOOLS_CAIRND_NODE_H
+#define CAIRN_TOOLS_CAIRND_NODE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "base/hist.h"
+#include "base/options.h"
+#include "storage/store.h"
+#include "tools/cairnd/options.h"
+#include "transport/out.h"
+#include "transport/resp.h"
+
+struct net_thread;
+struct client_shared; /* kv_share.h: mapped arena, write window, leases of a client */
+
+/* --- clients --- */
+
+struct client {
+    /* Fixed from accept on. */
+    uint64_t id;
+    struct node *node;
+    struct net_thread *thread;
+    int fd;
+    bool local;              /* unix socket                                                      */
+    bool shared_ok;          /* its credentials are on the list for shared memory                */
+    int pid;                 /* SO_PEERCRED, local only                                          */
+    char address[64];        /* "127.0.0.1:40100", "unix:/run/cairn/cairn.sock"                  */
+    uint64_t since_ns;
+
+    /* Its network thread's, or the worker's that runs its call. */
+    struct cairn_resp in;
+    struct cairn_out out;
+    struct cairn_room room;  /* memory of the long argument being received, in the arena         */
+    void *heap;              /* or on the heap                                                   */
+    size_t heap_len;
+    struct client_shared *shared; /* NULL until it attaches; freed with the client               */
+    uint32_t tenant;         /* of every record and reply; 0 = "default"                         */
+    bool closing;            /* no more commands; closed once `out` is sent                      */
+    bool no_reply;           /* CLIENT REPLY is not supported: reserved, false                   */
+
+    /* Read by other threads under node->clients_lock (names), or atomics. */
+    char name[64], library[64], library_version[32];
+    const struct command *command; /* last one                                                   */
+    _Atomic uint64_t active_ns;    /* of the last command                                        */
+    _Atomic uint64_t memory;       /* bytes held for it: input, output, long arguments           */
+    _Atomic bool kill;             /* asks its thread to close it                                */
+    struct client *next, *prev;    /* of all, under node->clients_lock                           */
+};
+
+/* --- commands --- */
+
+enum call_flow { CALL_DONE, CALL_WAITS };
+
+struct call {
+    struct client *client;
+    struct node *node;
+    const struct command *command;
+    struct cairn_resp_arg *args; /* args[0] is the command's name */
+    uint32_t argc;
+    struct cairn_out *out;       /* where the reply goes, whole */
+    bool may_wait;
+    uint64_t deadline_ns;        /* of what it waits for */
+};
+
+#define COMMAND_WRITE 1u    /* changes something                                                  */
+#define COMMAND_ADMIN 2u
+#define COMMAND_FAST 4u     /* as COMMAND prints it                                               */
+#define COMMAND_LOCAL 8u    /* unix socket only                                                   */
+#define COMMAND_PAYLOAD 16u /* its last argument is a value: long ones are received in the arena  */
+
+struct command {
+    const char *name;   /* upper case */
+    int arity;          /* as Redis: exact with the name, or at least -arity */
+    uint32_t flags;
+    uint32_t payload;   /* COMMAND_PAYLOAD: index of the argument that is received into the arena */
+    enum call_flow (*run)(struct call *c);
+    const char *help;   /* one sentence */
+    int8_t key_first, key_last, key_step; /* as COMMAND prints them; 0 0 0 = no keys */
+};
+
+/* The families; each table ends with a row without a name. */
+extern const struct command commands_connection[]; /* cmd_connection.c: PING HELLO CLIENT ...     */
+extern const struct command commands_server[];     /* cmd_server.c: INFO CONFIG COMMAND ...       */
+extern const struct command commands_string[];     /* cmd_string*.c                               */
+extern const struct command commands_keyspace[];   /* cmd_keyspace*.c: DEL SCAN EXPIRE ...        */
+extern const struct command commands_kv[];         /* cmd_kv*.c: CAIRN.*                          */
+
+/* By name, any case; NULL if there is none. */
+const struct command *command_find(const char *name, size_t len);
+/* Calls fn for every command of every family. */
+void command_each(void (*fn)(void *arg, const struct command *c), void *arg);
+/* Is args[i] this word, any case? */
+bool call_is(const struct call *c, uint32_t i, const char *word);
+/* A whole decimal number; false (no reply written) if it is none. */
+bool call_int(const struct call *c, uint32_t i, int64_t *ret);
+/* "ERR syntax error" and friends, as Redis says them. CALL_DONE always. */
+enum call_flow call_error(struct call *c, const char *text);
+enum call_flow call_arity(struct call *c); /* "ERR wrong number of arguments for 'x' command" */
+/* Takes the room that the payload argument was received into, if it was: its bytes are the value
+ * already. False: the argument is in ordinary memory. After true the caller owns *ret. */
+bool call_take_room(struct call *c, struct cairn_room *ret);
+
+/* --- statistics: counters that INFO, /metrics and /debug/state print --- */
+
+struct node_stats {
+    _Atomic uint64_t connections, connections_refused, connections_killed;
+    _Atomic uint64_t commands, errors, slow_commands; /* slow: went to a worker */
+    _Atomic uint64_t bytes_in, bytes_out;
+    _Atomic uint64_t string_hits, string_misses, string_expired;
+    _Atomic uint64_t kv_hits, kv_misses, kv_tokens_hit, kv_tokens_asked;
+    _Atomic uint64_t leases_taken, leases_released, leases_lost; /* lost: with their client */
+    _Atomic uint64_t window_rejects;  /* bytes of a window that did not have the checks claimed */
+    struct cairn_hist command_ns;     /* on the network thread or worker, without the sending   */
+};
+
+/* --- the node --- */
+
+#define NODE_STRIPES 1024u
+
+struct node {
+    struct node_options o;
+    struct cairn_vault *vault;
+    struct net_thread *threads;
+    uint32_t thread_count;
+    struct work *work;
+    struct http *http;
+    int listen_tcp, listen_unix;      /* -1 = none */
+    uint64_t started_ns, started_wall_ns;
+    char run_id[41];                  /* 40 hexadecimal digits, another at every start */
+    _Atomic bool stopping;            /* no new connections, no new commands */
+    struct node_stats stats;
+
+    pthread_mutex_t clients_lock;
+    struct client *clients;
+    uint32_t client_count;
+    uint64_t client_last_id;
+
+    pthread_mutex_t stripe[NODE_STRIPES]; /* strings.c: held while a string is changed */
+};
+
+/* node.c */
+cairn_status node_start(struct node *n, char *err, size_t err_cap);
+/* Ends within 5 s of what is in flight; then the vault writes what is dirty and closes. */
+void node_stop(struct node *n);
+
+/* net.c */
+cairn_status net_listen(struct node *n, char *err, size_t err_cap);
+cairn_status net_start(struct node *n, char *err, size_t err_cap);
+void net_stop(struct node *n, uint64_t deadline_ns);
+/* Makes the client's thread look at it (kill, end of a worker's call). Any thread. */
+void net_wake(struct client *c);
+/* Bytes of one client's memory may grow by `more`? Counts them if so. */
+bool client_charge(struct client *c, size_t more);
+void client_discharge(struct client *c, size_t less);
+
+/* work.c: bounded; false = full, the caller answers an error. fn runs once on a worker. */
+struct work;
+cairn_status work_start(struct node *n);
+void work_stop(struct node *n, uint64_t deadline_ns);
+bool work_submit(struct node *n, void (*fn)(void *arg), void *arg);
+
+/* http.c */
+struct http;
+cairn_status http_start(struct node *n, char *err, size_t err_cap);
+void http_stop(struct node *n);
+
+/* report.c: text for INFO, /debug/state and CAIRN.STATS; as cairn_stats (returns length needed). */
+size_t report_info(struct node *n, const char *section, char *out, size_t cap);
+size_t report_state_json(struct node *n, char *out, size_t cap);
+/* metrics.c: Prometheus text. */
+size_t report_metrics(struct node *n, char *out, size_t cap);
+/* Health: true = values can be stored and read; else one sentence in why. */
+bool report_health(struct node *n, char *why, size_t cap);
+
+#endif

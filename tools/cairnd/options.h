@@ -1,0 +1,48 @@
+/* What cairnd is told: one table drives the file, the environment, the command line, CONFIG and
+ * --help (base/options.h). Later wins: default, file, CAIRN_<NAME> environment, command line,
+ * CONFIG SET. */
+#ifndef CAIRN_TOOLS_CAIRND_OPTIONS_H
+#define CAIRN_TOOLS_CAIRND_OPTIONS_H
+
+#include "base/options.h"
+
+struct node_options {
+    char config[1024];       /* --config: the file read                                          */
+    char bind[256];          /* --bind: loopback address for TCP                                 */
+    uint64_t port;           /* --port: 0 = no TCP                                               */
+    char socket[108];        /* --socket: unix socket, empty = none                              */
+    uint64_t http_port;      /* --http-port: 0 = none                                            */
+    uint64_t ram, disk;      /* --ram, --disk: budgets in bytes                                  */
+    char disk_path[1024];    /* --disk-path: directory or log file                               */
+    uint32_t write;          /* --write: policy of KV chunks                                     */
+    uint32_t verify;         /* --verify                                                         */
+    uint32_t policy;         /* --policy                                                         */
+    uint32_t engine;         /* --engine                                                         */
+    uint64_t threads;        /* --threads: network threads                                       */
+    uint64_t workers;        /* --workers                                                        */
+    uint64_t spin_ns;        /* --spin: poll this long before sleeping, after something came     */
+    uint64_t clients_max;    /* --clients-max                                                    */
+    uint64_t client_memory;  /* --client-memory: bytes held for one client                       */
+    uint64_t output_max;     /* --output-max: queued reply bytes before a client is read no more */
+    uint64_t idle_ns;        /* --idle-timeout: 0 = none                                         */
+    uint64_t stall_ns;       /* --stall-timeout: a client that neither takes nor finishes        */
+    uint64_t value_max;      /* --value-max                                                      */
+    uint64_t io_timeout_ns;  /* --io-timeout: longest a command waits for a disk                 */
+    uint64_t lease_ttl_ns;   /* --lease-ttl: longest ttl of a lease not mapped                   */
+    char allow_uids[256];    /* --allow-uids: users of the unix socket, "self" or numbers        */
+    char log_file[1024];     /* --log-file: empty = stderr                                       */
+    uint32_t log_level;      /* --log-level                                                      */
+};
+
+extern const struct cairn_opt node_option_table[];
+
+/* Fills o from all sources. CAIRN_INVAL: a sentence in err. action: 0 = run, 1 = print the effective
+ * configuration and exit, 2 = print help and exit. */
+cairn_status node_options_read(struct node_options *o, int argc, char **argv, int *ret_action,
+                               char *err, size_t err_cap);
+/* May this option change while the node runs? */
+bool node_option_live(const char *name);
+/* "name value" lines, as the file takes them. */
+void node_options_print(const struct node_options *o, char *out, size_t cap);
+
+#endif
