@@ -127,7 +127,7 @@ static cairn_status report(struct cairn_nvme *t, const struct cairn_summary_disk
         if (s[i].version > t->version_max)
             t->version_max = s[i].version;
         nvme_count(&t->stats.recovered_records, 1);
-        if (!t->host.recovered(t->host.arg, &s[i]))
+        if (!t->host.recovered(t->host.arg, &t->tier, &s[i]))
             return nvme_fail(t, CAIRN_NOMEM, "%s: no memory for its index; give it more", t->path);
     }
     return CAIRN_OK;

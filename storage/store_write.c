@@ -228,7 +228,8 @@ static bool host_still_wanted(void *arg, const struct cairn_tier_op *top)
 }
 
 /* Runs before any other thread knows the vault. */
-static bool host_recovered(void *arg, const struct cairn_summary_disk *r)
+static bool host_recovered(void *arg, const struct cairn_tier *t,
+                           const struct cairn_summary_disk *r)
 {
     struct cairn_vault *v = arg;
     uint32_t id = cairn_index_find16(v->index, r->key);
@@ -242,10 +243,11 @@ static bool host_recovered(void *arg, const struct cairn_summary_disk *r)
             count(&v->c.forgotten, 1);
             return true;
         }
-    } else if (cairn_index_entry(v->index, id)->version >= r->version) {
-        return true;
     }
     struct cairn_entry *e = cairn_index_entry(v->index, id);
+    if (e->version > r->version || (e->version == r->version && e->block != CAIRN_BLOCK_NONE &&
+                                    !t->ops->outlives(t, r->block, e->block)))
+        return true;
     bool value = r->kind == CAIRN_RECORD_VALUE;
     uint32_t side = value ? r->blocks - 1 - cairn_blocks(r->value_len) : 0;
     e->version = r->version;
@@ -311,6 +313,12 @@ static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t
     pthread_mutex_unlock(&v->lock);
 }
 
+static void host_strayed(void *arg)
+{
+    struct cairn_vault *v = arg;
+    count(&v->c.forgotten, 1);
+}
+
 static void host_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)
 {
     struct cairn_vault *v = arg;
@@ -351,6 +359,7 @@ void vault_host(struct cairn_vault *v)
         .wanted = host_wanted,
         .moved = host_moved,
         .reclaim = host_reclaim,
+        .strayed = host_strayed,
         .image_back = host_image_back,
         .turned_off = host_turned_off,
     };

@@ -68,9 +68,11 @@ struct cairn_tier_host {
      * meanwhile; the op then completes with CAIRN_CANCELED and nothing is written. */
     bool (*still_wanted)(void *arg, const struct cairn_tier_op *op);
     /* A record found at open, in no particular order, each key possibly several times, tombstones
-     * included (kind). The host keeps the highest version of a key. Returning false stops recovery
-     * with CAIRN_NOMEM. */
-    bool (*recovered)(void *arg, const struct cairn_summary_disk *s);
+     * included (kind). The host keeps the highest version of a key, and of two copies of one version
+     * (a power cut between carrying it over and letting its segment go leaves both) the one that
+     * will be reclaimed last (t->ops->outlives): when that one is forgotten, no other is left to
+     * come back. Returning false stops recovery with CAIRN_NOMEM. */
+    bool (*recovered)(void *arg, const struct cairn_tier *t, const struct cairn_summary_disk *s);
     /* Is the index's current copy of this key at s->block, is it not expired, and is it worth
      * carrying over (hit since written, or head of a living chain)? Called just before the record
      * is appended again, and again when it is placed. */
@@ -79,6 +81,8 @@ struct cairn_tier_host {
     void (*moved)(void *arg, const struct cairn_summary_disk *s, uint32_t new_block);
     /* These records are about to be gone: forget those that the index still places there. */
     void (*reclaim)(void *arg, const struct cairn_summary_disk *s, uint32_t count);
+    /* A copy that was to be carried over failed and may be on disk all the same, unknown to all. */
+    void (*strayed)(void *arg);
     /* A lost image's memory is free again. */
     void (*image_back)(void *arg, struct cairn_record_disk *image, uint32_t blocks);
     /* The tier turned itself off after repeated errors. All queued ops fail with TIER_OFF. */
@@ -131,6 +135,8 @@ struct cairn_tier_ops {
     /* CAIRN_BUSY: queue full, nothing kept. CAIRN_STATE: off or closing. */
     cairn_status (*submit)(struct cairn_tier *t, struct cairn_tier_op *op);
     void (*info)(const struct cairn_tier *t, struct cairn_tier_info *ret);
+    /* Will the record at `block` be reclaimed after the one at `than`? For host->recovered. */
+    bool (*outlives)(const struct cairn_tier *t, uint32_t block, uint32_t than);
     const struct cairn_tier_stats *(*stats)(const struct cairn_tier *t);
     /* Identities seen, kept beside the records (format.h, identity slots): canonical bytes. */
     cairn_status (*ident_put)(struct cairn_tier *t, const void *canon, uint32_t len);

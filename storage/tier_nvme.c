@@ -582,11 +582,21 @@ static const struct cairn_tier_stats *tier_stats(const struct cairn_tier *tier)
     return &((const struct cairn_nvme *)tier)->stats;
 }
 
+/* Segments are reclaimed in the order of their generations. */
+static bool tier_outlives(const struct cairn_tier *tier, uint32_t block, uint32_t than)
+{
+    const struct cairn_nvme *t = (const struct cairn_nvme *)tier;
+    uint32_t mine = t->segs[cairn_segment_of(&t->shape, block)].generation;
+    uint32_t other = t->segs[cairn_segment_of(&t->shape, than)].generation;
+    return mine != other ? mine > other : block > than;
+}
+
 static const struct cairn_tier_ops nvme_ops = {
     .name = "nvme",
     .open = tier_open,
     .submit = tier_submit,
     .info = tier_info,
+    .outlives = tier_outlives,
     .stats = tier_stats,
     .ident_put = nvme_ident_put,
     .ident_each = nvme_ident_each,

@@ -52,7 +52,7 @@ static bool on_still_wanted(void *arg, const struct cairn_tier_op *op)
     return !h->refuse;
 }
 
-static bool on_recovered(void *arg, const struct cairn_summary_disk *s)
+static bool on_recovered(void *arg, const struct cairn_tier *t, const struct cairn_summary_disk *s)
 {
     struct log_host *h = arg;
     struct host_entry *e = entry_of(h, s->key, NULL);
@@ -62,7 +62,8 @@ static bool on_recovered(void *arg, const struct cairn_summary_disk *s)
     }
     h->recovered++;
     h->recovered_tombs += s->kind == CAIRN_RECORD_TOMBSTONE;
-    if (s->version < e->version)
+    if (s->version < e->version ||
+        (s->version == e->version && e->block && !t->ops->outlives(t, s->block, e->block)))
         return true;
     e->version = s->version;
     e->tomb = s->kind == CAIRN_RECORD_TOMBSTONE;
@@ -112,6 +113,11 @@ static void on_reclaim(void *arg, const struct cairn_summary_disk *s, uint32_t c
 static uint64_t slot_bit(const struct log_host *h, const struct cairn_record_disk *image)
 {
     return 1ull << (size_t)((const uint8_t *)image - h->arena) / SLOT_BYTES;
+}
+
+static void on_strayed(void *arg)
+{
+    (void)arg;
 }
 
 static void on_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)
@@ -184,6 +190,7 @@ void host_init(struct log_host *h, const char *path, uint64_t disk, const char *
         .wanted = on_wanted,
         .moved = on_moved,
         .reclaim = on_reclaim,
+        .strayed = on_strayed,
         .image_back = on_image_back,
         .turned_off = on_turned_off,
     };
