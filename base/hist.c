@@ -57,6 +57,21 @@ uint64_t cairn_hist_quantile(const struct cairn_hist *h, double q)
     return max;
 }
 
+uint64_t cairn_hist_cumulate(const struct cairn_hist *h, const uint64_t *bounds_ns, uint32_t count,
+                             uint64_t *ret_below)
+{
+    uint64_t seen = 0;
+    uint32_t bucket = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        for (; bucket < CAIRN_HIST_BUCKETS && bucket_upper(bucket) <= bounds_ns[i]; bucket++)
+            seen += atomic_load_explicit(&h->bucket[bucket], memory_order_relaxed);
+        ret_below[i] = seen;
+    }
+    for (; bucket < CAIRN_HIST_BUCKETS; bucket++)
+        seen += atomic_load_explicit(&h->bucket[bucket], memory_order_relaxed);
+    return seen;
+}
+
 void cairn_hist_reset(struct cairn_hist *h)
 {
     for (uint32_t i = 0; i < CAIRN_HIST_BUCKETS; i++)

@@ -84,3 +84,22 @@ Test(hist, threads_lose_nothing)
     cr_assert_eq(hist.max_ns, 19999);
     cr_assert_eq(hist.sum_ns, 4ull * 19999 * 20000 / 2);
 }
+
+Test(hist, cumulates_exactly_below_powers_of_two)
+{
+    static uint64_t bounds[30], below[30], sample[20000];
+    struct rng r = test_rng("hist cumulated");
+    for (uint32_t i = 0; i < 30; i++)
+        bounds[i] = (2ull << i) - 1;
+    for (int i = 0; i < 20000; i++) {
+        sample[i] = rng_next(&r) >> (30 + rng_below(&r, 34));
+        cairn_hist_add(&hist, sample[i]);
+    }
+    cr_assert_eq(cairn_hist_cumulate(&hist, bounds, 30, below), 20000);
+    for (uint32_t i = 0; i < 30; i++) {
+        uint64_t want = 0;
+        for (int k = 0; k < 20000; k++)
+            want += sample[k] <= bounds[i];
+        cr_assert_eq(below[i], want, "below %lu", bounds[i]);
+    }
+}
