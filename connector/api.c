@@ -1,12 +1,10 @@
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/clock.h"
-#include "base/copy.h"
 #include "base/log.h"
-#include "chunking/identity.h"
-#include "chunking/why.h"
+#include "base/types.h"
 #include "connector/handle.h"
 
 static _Atomic uint64_t fork_count;
@@ -42,6 +40,19 @@ void cairn_messages_to(cairn_message_fn fn, void *arg, int level_max)
     cairn_log_to(fn, arg, level_max);
 }
 
+/* No backend has this scheme: the sentence shows one URI of each. */
+static cairn_status refuse_scheme(const char *uri, char *err, size_t cap)
+{
+    int n = snprintf(err, cap, "'%s': unknown kind of store; write", uri);
+    for (const struct cairn_backend_ops *const *o = cairn_backends; *o; o++) {
+        if (n < 0 || (size_t)n >= cap)
+            break;
+        n += snprintf(err + n, cap - (size_t)n, "%s %s", o == cairn_backends ? "" : " or",
+                      (*o)->example);
+    }
+    return CAIRN_INVAL;
+}
+
 cairn_status cairn_open(const char *uri, cairn_store **ret, char *err, size_t err_cap)
 {
     char scratch[1];
@@ -54,21 +65,21 @@ cairn_status cairn_open(const char *uri, cairn_store **ret, char *err, size_t er
         snprintf(err, err_cap, "cairn_open needs a URI and a place for the store");
         return CAIRN_INVAL;
     }
+    const struct cairn_backend_ops *ops = cairn_backend_find(uri);
+    if (!ops)
+        return refuse_scheme(uri, err, err_cap);
     pthread_once(&fork_once, watch_forks);
     struct cairn_store *s = calloc(1, sizeof *s);
     if (!s)
         return CAIRN_NOMEM;
-    cairn_status st = cairn_uri_parse(uri, &s->uri, err, err_cap);
-    if (!st) {
-        cairn_copy_init();
-        st = cairn_vault_open(&s->uri.vault, &s->vault, err, err_cap);
-    }
+    cairn_status st = ops->open(uri, &s->backend, err, err_cap);
     if (st) {
         free(s);
         return st;
     }
+    s->backend->ops = ops;
     s->forks = atomic_load_explicit(&fork_count, memory_order_relaxed);
-    pthread_mutex_init(&s->lease_lock, NULL);
+    pthread_mutex_init(&s->session_lock, NULL);
     pthread_mutex_init(&s->pool_lock, NULL);
     *ret = s;
     return CAIRN_OK;
@@ -82,33 +93,20 @@ void cairn_close(cairn_store *s)
     while (s->sessions)
         cairn_session_close(s->sessions);
     cairn_pool_close(s->pool);
-    cairn_vault_close(s->vault);
-    pthread_mutex_destroy(&s->lease_lock);
+    s->backend->ops->close(s->backend);
+    pthread_mutex_destroy(&s->session_lock);
     pthread_mutex_destroy(&s->pool_lock);
     free(s);
 }
 
 uint64_t cairn_value_max(const cairn_store *s)
 {
-    return cairn_handle_ours(s) ? cairn_vault_value_max(s->vault) : 0;
+    return cairn_handle_ours(s) ? s->backend->ops->value_max(s->backend) : 0;
 }
 
 cairn_status cairn_note_identity(cairn_store *s, const cairn_identity *id)
 {
-    if (!cairn_handle_ours(s))
-        return CAIRN_STATE;
-    size_t len;
-    const void *canon = cairn_identity_canonical(id, &len);
-    return cairn_vault_note_identity(s->vault, canon, (uint32_t)len);
-}
-
-/* A put that found no room may find it where leases have run out. */
-static bool refused_for_room(const struct cairn_put *puts, size_t count)
-{
-    for (size_t i = 0; i < count; i++)
-        if (puts[i].status == CAIRN_NOSPACE)
-            return true;
-    return false;
+    return cairn_handle_ours(s) ? s->backend->ops->note_identity(s->backend, id) : CAIRN_STATE;
 }
 
 cairn_status cairn_put(cairn_store *s, struct cairn_put *puts, size_t count, uint64_t timeout_ns)
@@ -118,12 +116,7 @@ cairn_status cairn_put(cairn_store *s, struct cairn_put *puts, size_t count, uin
             puts[i].status = CAIRN_STATE;
         return CAIRN_STATE;
     }
-    uint64_t deadline = cairn_deadline_ns(timeout_ns);
-    cairn_status st = cairn_vault_put(s->vault, puts, count, deadline, NULL);
-    if (st == CAIRN_NOSPACE && refused_for_room(puts, count) && cairn_leases_expire(s))
-        /* What was stored the first time is held now and keeps its bytes. */
-        st = cairn_vault_put(s->vault, puts, count, deadline, NULL);
-    return st;
+    return s->backend->ops->put(s->backend, puts, count, cairn_deadline_ns(timeout_ns));
 }
 
 cairn_status cairn_get(cairn_store *s, struct cairn_get *gets, size_t count, uint64_t timeout_ns,
@@ -136,17 +129,17 @@ cairn_status cairn_get(cairn_store *s, struct cairn_get *gets, size_t count, uin
             gets[i].status = CAIRN_STATE;
         return CAIRN_STATE;
     }
-    return cairn_vault_get(s->vault, gets, count, cairn_deadline_ns(timeout_ns), ret_hits);
+    return s->backend->ops->get(s->backend, gets, count, cairn_deadline_ns(timeout_ns), ret_hits);
 }
 
 size_t cairn_lookup(cairn_store *s, const struct cairn_key *keys, size_t count)
 {
-    return cairn_handle_ours(s) ? cairn_vault_lookup(s->vault, keys, count) : 0;
+    return cairn_handle_ours(s) ? s->backend->ops->lookup(s->backend, keys, count) : 0;
 }
 
 uint64_t cairn_value_len(cairn_store *s, const struct cairn_key *key)
 {
-    return cairn_handle_ours(s) ? cairn_vault_value_len(s->vault, key) : 0;
+    return cairn_handle_ours(s) ? s->backend->ops->value_len(s->backend, key) : 0;
 }
 
 cairn_status cairn_side(cairn_store *s, const struct cairn_key *key, void *out, uint32_t *len,
@@ -154,7 +147,7 @@ cairn_status cairn_side(cairn_store *s, const struct cairn_key *key, void *out, 
 {
     if (!cairn_handle_ours(s))
         return CAIRN_STATE;
-    return cairn_vault_side(s->vault, key, out, len, cairn_deadline_ns(timeout_ns));
+    return s->backend->ops->side(s->backend, key, out, len, cairn_deadline_ns(timeout_ns));
 }
 
 cairn_status cairn_delete(cairn_store *s, const struct cairn_key *keys, size_t count,
@@ -162,48 +155,23 @@ cairn_status cairn_delete(cairn_store *s, const struct cairn_key *keys, size_t c
 {
     if (!cairn_handle_ours(s))
         return CAIRN_STATE;
-    return cairn_vault_delete(s->vault, keys, count, cairn_deadline_ns(timeout_ns), results);
+    return s->backend->ops->remove(s->backend, keys, count, cairn_deadline_ns(timeout_ns),
+                                   results);
 }
 
 cairn_status cairn_flush(cairn_store *s, uint64_t timeout_ns)
 {
     if (!cairn_handle_ours(s))
         return CAIRN_STATE;
-    return cairn_vault_flush(s->vault, cairn_deadline_ns(timeout_ns));
-}
-
-/* Copies of the identities seen: the vault lends them only under its lock. */
-struct seen {
-    struct cairn_canon list[CAIRN_IDENT_SLOTS];
-    size_t count;
-};
-
-static void collect(void *arg, const void *canon, uint32_t len)
-{
-    struct seen *seen = arg;
-    void *copy = seen->count < CAIRN_IDENT_SLOTS ? malloc(len) : NULL;
-    if (!copy)
-        return;
-    memcpy(copy, canon, len);
-    seen->list[seen->count++] = (struct cairn_canon){copy, len};
+    return s->backend->ops->flush(s->backend, cairn_deadline_ns(timeout_ns));
 }
 
 size_t cairn_why(cairn_store *s, const cairn_identity *id, char *out, size_t cap)
 {
-    struct seen seen = {.count = 0};
-    if (!cairn_handle_ours(s))
-        return 0;
-    cairn_vault_each_identity(s->vault, collect, &seen);
-    size_t len = cairn_identity_why_json(id, seen.list, seen.count, out, cap);
-    for (size_t i = 0; i < seen.count; i++)
-        free((void *)(uintptr_t)seen.list[i].bytes);
-    return len;
+    return cairn_handle_ours(s) ? s->backend->ops->why(s->backend, id, out, cap) : 0;
 }
 
 size_t cairn_stats(cairn_store *s, char *out, size_t cap)
 {
-    if (!cairn_handle_ours(s))
-        return 0;
-    cairn_leases_expire(s);
-    return cairn_vault_stats(s->vault, cairn_leases_oldest_ns(s), out, cap);
+    return cairn_handle_ours(s) ? s->backend->ops->stats(s->backend, out, cap) : 0;
 }

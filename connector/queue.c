@@ -72,13 +72,13 @@ static size_t stored(const struct cairn_put *puts, size_t count)
     return n;
 }
 
-static void run_job(struct cairn_vault *v, struct job *j)
+static void run_job(struct cairn_backend *b, struct job *j)
 {
     struct cairn_queue *q = j->queue;
     if (j->kind == JOB_GET) {
-        j->result.status = cairn_vault_get(v, j->gets, j->count, j->deadline_ns, &j->result.hits);
+        j->result.status = b->ops->get(b, j->gets, j->count, j->deadline_ns, &j->result.hits);
     } else {
-        j->result.status = cairn_vault_put(v, j->puts, j->count, j->deadline_ns, NULL);
+        j->result.status = b->ops->put(b, j->puts, j->count, j->deadline_ns);
         j->result.hits = stored(j->puts, j->count);
     }
     pthread_mutex_lock(&q->lock);
@@ -100,7 +100,7 @@ static void *worker(void *arg)
         struct job *j = pop(&p->waiting);
         if (j) {
             pthread_mutex_unlock(&p->lock);
-            run_job(p->store->vault, j);
+            run_job(p->store->backend, j);
             pthread_mutex_lock(&p->lock);
         } else if (p->closing) {
             break;
@@ -129,7 +129,7 @@ void cairn_pool_close(struct cairn_pool *p)
 
 static struct cairn_pool *pool_open(struct cairn_store *s)
 {
-    uint32_t n = (uint32_t)s->uri.workers;
+    uint32_t n = (uint32_t)s->backend->workers;
     struct cairn_pool *p = calloc(1, sizeof *p + n * sizeof p->threads[0]);
     if (!p)
         return NULL;
