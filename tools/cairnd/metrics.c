@@ -1,0 +1,286 @@
+/* /metrics: what the node counts, as Prometheus reads it. A row a figure; README.md of tools lists
+ * the families. */
+#include <dirent.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "connector/cairn.h"
+#include "storage/figures.h"
+#include "tools/cairnd/exposition.h"
+#include "tools/cairnd/node.h"
+
+static uint64_t get(const _Atomic uint64_t *c)
+{
+    return atomic_load_explicit(c, memory_order_relaxed);
+}
+
+static void counter(struct text *t, const char *name, const char *help, uint64_t value)
+{
+    struct metric m = metric_begin(t, name, METRIC_COUNTER, help);
+    metric_count(&m, NULL, value);
+}
+
+static void gauge(struct text *t, const char *name, const char *help, double value)
+{
+    struct metric m = metric_begin(t, name, METRIC_GAUGE, help);
+    metric_value(&m, NULL, value);
+}
+
+static void by_cause(struct text *t, const char *name, const char *help, const uint64_t *counts)
+{
+    struct metric m = metric_begin(t, name, METRIC_COUNTER, help);
+    for (int i = 1; i < CAIRN_CAUSE_COUNT; i++)
+        metric_count(&m, LABELS({"cause", cairn_cause_name((enum cairn_cause)i)}), counts[i]);
+}
+
+static void add_work(struct text *t, const struct cairn_vault_figures *f)
+{
+    struct metric m = metric_begin(t, "cairn_get_hits_total", METRIC_COUNTER,
+                                   "values found and verified, by the tier that had them");
+    metric_count(&m, LABELS({"tier", "ram"}), f->get_ram);
+    metric_count(&m, LABELS({"tier", "disk"}), f->get_disk);
+    by_cause(t, "cairn_get_misses_total", "values not found or not trusted, by cause", f->miss);
+    m = metric_begin(t, "cairn_puts_total", METRIC_COUNTER, "values stored, by what was there");
+    metric_count(&m, LABELS({"result", "stored"}), f->put_stored);
+    metric_count(&m, LABELS({"result", "existing"}), f->put_existing);
+    metric_count(&m, LABELS({"result", "replaced"}), f->put_replaced);
+    by_cause(t, "cairn_put_refused_total", "values not stored, by cause", f->refused);
+    counter(t, "cairn_deletes_total", "values deleted", f->deleted);
+    counter(t, "cairn_lookups_total", "lookups of chains", f->lookups);
+    counter(t, "cairn_lookup_chunks_total", "chunks asked for by lookups", f->lookup_keys);
+    counter(t, "cairn_lookup_held_chunks_total", "chunks that lookups found held", f->lookup_held);
+    m = metric_begin(t, "cairn_bytes_total", METRIC_COUNTER,
+                     "bytes moved: get and put of values in RAM, read and written on disk");
+    metric_count(&m, LABELS({"tier", "ram"}, {"op", "get"}), f->get_bytes);
+    metric_count(&m, LABELS({"tier", "ram"}, {"op", "put"}), f->put_bytes);
+    if (f->has_disk) {
+        const struct cairn_tier_stats *d = f->disk_stats;
+        metric_count(&m, LABELS({"tier", "disk"}, {"op", "read"}), get(&d->read_bytes));
+        metric_count(&m, LABELS({"tier", "disk"}, {"op", "write"}), get(&d->written_bytes));
+        metric_count(&m, LABELS({"tier", "disk"}, {"op", "reinsert"}), get(&d->reinserted_bytes));
+    }
+    counter(t, "cairn_evicted_chunks_total", "values that left RAM for room", f->evicted);
+    counter(t, "cairn_evicted_bytes_total", "bytes that left RAM for room", f->evicted_bytes);
+    counter(t, "cairn_forgotten_chunks_total", "disk copies no longer found", f->forgotten);
+    counter(t, "cairn_lost_writes_total", "accepted values that left RAM unwritten",
+            f->lost_writes);
+}
+
+static void add_requests(struct text *t, const struct node *n)
+{
+    const struct node_stats *s = &n->stats;
+    counter(t, "cairn_commands_total", "commands run", get(&s->commands));
+    counter(t, "cairn_command_errors_total", "commands answered with an error", get(&s->errors));
+    counter(t, "cairn_commands_deferred_total", "commands that a worker ran, as they could wait",
+            get(&s->slow_commands));
+    struct metric m = metric_begin(t, "cairn_network_bytes_total", METRIC_COUNTER,
+                                   "bytes received and sent on the sockets");
+    metric_count(&m, LABELS({"direction", "in"}), get(&s->bytes_in));
+    metric_count(&m, LABELS({"direction", "out"}), get(&s->bytes_out));
+    counter(t, "cairn_kv_chunks_hit_total", "KV chunks that clients got or leased",
+            get(&s->kv_hits));
+    counter(t, "cairn_kv_chunks_missed_total", "KV chunks that clients asked for in vain",
+            get(&s->kv_misses));
+    m = metric_begin(t, "cairn_kv_tokens_hit_total", METRIC_COUNTER,
+                     "tokens whose KV was found");
+    metric_count(&m, LABELS({"tenant", "default"}), get(&s->kv_tokens_hit));
+    m = metric_begin(t, "cairn_kv_tokens_asked_total", METRIC_COUNTER,
+                     "tokens whose KV was asked for");
+    metric_count(&m, LABELS({"tenant", "default"}), get(&s->kv_tokens_asked));
+    m = metric_begin(t, "cairn_string_reads_total", METRIC_COUNTER, "strings read, by result");
+    metric_count(&m, LABELS({"result", "hit"}), get(&s->string_hits));
+    metric_count(&m, LABELS({"result", "miss"}), get(&s->string_misses));
+    counter(t, "cairn_string_expired_total", "strings found expired", get(&s->string_expired));
+}
+
+static void add_latency(struct text *t, const struct node *n, const struct cairn_vault_figures *f)
+{
+    struct metric m = metric_begin(t, "cairn_latency_seconds", METRIC_HISTOGRAM,
+                                   "time of operations by tier: get and put of the store, load, "
+                                   "store and sync of the disk, commands of the node");
+    metric_hist(&m, LABELS({"tier", "ram"}, {"op", "get"}), f->get_ram_ns);
+    metric_hist(&m, LABELS({"tier", "disk"}, {"op", "get"}), f->get_disk_ns);
+    metric_hist(&m, LABELS({"tier", "ram"}, {"op", "put"}), f->put_ns);
+    if (f->has_disk) {
+        metric_hist(&m, LABELS({"tier", "disk"}, {"op", "load"}), &f->disk_stats->load_ns);
+        metric_hist(&m, LABELS({"tier", "disk"}, {"op", "store"}), &f->disk_stats->store_ns);
+        metric_hist(&m, LABELS({"tier", "disk"}, {"op", "sync"}), &f->disk_stats->sync_ns);
+    }
+    metric_hist(&m, LABELS({"tier", "node"}, {"op", "command"}), &n->stats.command_ns);
+    counter(t, "cairn_deadline_misses_total", "gets whose deadline passed first",
+            f->miss[CAIRN_CAUSE_DEADLINE]);
+}
+
+/* Any increase is damage that was found and answered as a miss. */
+static void add_integrity(struct text *t, const struct node *n, const struct cairn_vault_figures *f)
+{
+    counter(t, "cairn_checksum_mismatch_total", "values whose bytes differ from their checksum",
+            f->miss[CAIRN_CAUSE_CHECKSUM]);
+    counter(t, "cairn_header_mismatch_total", "records with a damaged or misplaced header",
+            f->miss[CAIRN_CAUSE_HEADER]);
+    counter(t, "cairn_key_mismatch_total", "records found that hold another key",
+            f->miss[CAIRN_CAUSE_KEY]);
+    counter(t, "cairn_identity_mismatch_total", "records made under another identity",
+            f->miss[CAIRN_CAUSE_IDENTITY]);
+    counter(t, "cairn_generation_mismatch_total", "records found that are another version",
+            f->miss[CAIRN_CAUSE_VERSION]);
+    counter(t, "cairn_length_mismatch_total", "records of another length than the index says",
+            f->miss[CAIRN_CAUSE_LENGTH]);
+    counter(t, "cairn_window_rejects_total", "values of a client's window without the checks given",
+            get(&n->stats.window_rejects));
+}
+
+static void add_ram(struct text *t, const struct cairn_vault_figures *f)
+{
+    struct metric m = metric_begin(t, "cairn_ram_bytes", METRIC_GAUGE,
+                                   "bytes of the arena: capacity, free, resident values, not yet "
+                                   "written, leased, being filled");
+    metric_count(&m, LABELS({"state", "capacity"}), f->ram_capacity);
+    metric_count(&m, LABELS({"state", "free"}), f->ram_free);
+    metric_count(&m, LABELS({"state", "resident"}), f->ram_resident);
+    metric_count(&m, LABELS({"state", "unwritten"}), f->ram_unwritten);
+    metric_count(&m, LABELS({"state", "leased"}), f->ram_leased);
+    metric_count(&m, LABELS({"state", "filling"}), f->ram_filling);
+    gauge(t, "cairn_ram_values", "values in RAM", (double)f->resident_values);
+    m = metric_begin(t, "cairn_ram_huge_share", METRIC_GAUGE,
+                     "share of the arena in huge pages, and their kind");
+    metric_value(&m, LABELS({"pages", f->ram_pages}), f->ram_huge_share);
+    gauge(t, "cairn_index_entries", "values the index knows", f->entries);
+    gauge(t, "cairn_index_entries_max", "values the index has room for", f->entries_max);
+    gauge(t, "cairn_index_bytes", "memory of the index", (double)f->index_bytes);
+    gauge(t, "cairn_identities", "identities remembered", f->identities);
+    gauge(t, "cairn_value_max_bytes", "largest value taken", (double)f->value_max);
+}
+
+static void add_disk(struct text *t, const struct cairn_vault_figures *f)
+{
+    const struct cairn_tier_stats *s = f->disk_stats;
+    struct metric m = metric_begin(t, "cairn_disk_bytes", METRIC_GAUGE,
+                                   "bytes of the log: capacity, free segments");
+    metric_count(&m, LABELS({"state", "capacity"}), f->disk.capacity_bytes);
+    metric_count(&m, LABELS({"state", "free"}), get(&s->segments_free) * f->disk.segment_bytes);
+    m = metric_begin(t, "cairn_disk_engine_info", METRIC_GAUGE, "how the disk is driven");
+    metric_count(&m, LABELS({"engine", f->disk.engine}), 1);
+    gauge(t, "cairn_disk_direct_io", "1 = O_DIRECT was granted", f->disk.direct);
+    gauge(t, "cairn_disk_depth", "requests kept in flight", f->disk.depth);
+    m = metric_begin(t, "cairn_disk_ops_total", METRIC_COUNTER, "operations of the disk tier");
+    metric_count(&m, LABELS({"op", "load"}), get(&s->loads));
+    metric_count(&m, LABELS({"op", "store"}), get(&s->stores));
+    metric_count(&m, LABELS({"op", "tombstone"}), get(&s->tombstones));
+    metric_count(&m, LABELS({"op", "sync"}), get(&s->syncs));
+    counter(t, "cairn_disk_read_retries_total", "bad reads that were tried again",
+            get(&s->retries));
+    counter(t, "cairn_disk_io_errors_total", "requests the device failed", get(&s->io_errors));
+    counter(t, "cairn_disk_lost_ios_total",
+            "requests the device did not answer in time; their memory is in quarantine",
+            get(&s->lost_ios));
+    counter(t, "cairn_disk_holes_total", "records that could not be written", get(&s->holes));
+    counter(t, "cairn_segments_reclaimed_total", "segments given up for room",
+            get(&s->segments_reclaimed));
+    gauge(t, "cairn_writes_failed", "values in RAM that the disk could not take",
+          f->writes_failed);
+    gauge(t, "cairn_index_recovered_chunks", "values found in the log at the start",
+          (double)get(&s->recovered_records));
+    gauge(t, "cairn_restart_ready_seconds", "time the log's recovery took",
+          (double)get(&s->recovery_ns) / 1e9);
+}
+
+static void add_clients(struct text *t, struct node *n)
+{
+    const struct node_stats *s = &n->stats;
+    pthread_mutex_lock(&n->clients_lock);
+    uint32_t clients = n->client_count;
+    pthread_mutex_unlock(&n->clients_lock);
+    gauge(t, "cairn_clients", "connections open", clients);
+    gauge(t, "cairn_clients_max", "connections allowed", (double)n->o.clients_max);
+    struct metric m = metric_begin(t, "cairn_connections_total", METRIC_COUNTER,
+                                   "connections by what became of them at first");
+    metric_count(&m, LABELS({"result", "accepted"}), get(&s->connections));
+    metric_count(&m, LABELS({"result", "refused"}), get(&s->connections_refused));
+    counter(t, "cairn_connections_killed_total", "connections closed over a limit or by command",
+            get(&s->connections_killed));
+    m = metric_begin(t, "cairn_leases_total", METRIC_COUNTER,
+                     "leases taken, released, and lost with their client");
+    metric_count(&m, LABELS({"event", "taken"}), get(&s->leases_taken));
+    metric_count(&m, LABELS({"event", "released"}), get(&s->leases_released));
+    metric_count(&m, LABELS({"event", "lost"}), get(&s->leases_lost));
+}
+
+static uint64_t open_files(void)
+{
+    DIR *d = opendir("/proc/self/fd");
+    uint64_t count = 0;
+    for (struct dirent *e; d && (e = readdir(d));)
+        count += e->d_name[0] != '.';
+    if (!d)
+        return 0;
+    closedir(d);
+    return count - 1; /* the one that reads here */
+}
+
+static uint64_t resident_pages(void)
+{
+    unsigned long all = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f && fscanf(f, "%lu %lu", &all, &resident) != 2)
+        resident = 0;
+    if (f)
+        fclose(f);
+    return resident;
+}
+
+/* Names that every Prometheus client library uses. */
+static void add_process(struct text *t, const struct node *n)
+{
+    struct rusage u;
+    struct rlimit files, lock;
+    getrusage(RUSAGE_SELF, &u);
+    getrlimit(RLIMIT_NOFILE, &files);
+    getrlimit(RLIMIT_MEMLOCK, &lock);
+    struct metric m = metric_begin(t, "process_cpu_seconds_total", METRIC_COUNTER,
+                                   "processor time, user and system");
+    metric_value(&m, NULL, (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) +
+                               (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6);
+    gauge(t, "process_resident_memory_bytes", "memory in use, the arena included",
+          (double)resident_pages() * (double)sysconf(_SC_PAGESIZE));
+    gauge(t, "process_open_fds", "files open", (double)open_files());
+    gauge(t, "process_max_fds", "files allowed", (double)files.rlim_cur);
+    gauge(t, "cairn_memlock_limit_bytes", "RLIMIT_MEMLOCK",
+          lock.rlim_cur == RLIM_INFINITY ? __builtin_inf() : (double)lock.rlim_cur);
+    gauge(t, "process_start_time_seconds", "when the node started, Unix time",
+          (double)n->started_wall_ns / 1e9);
+}
+
+static void add_health(struct text *t, struct node *n, const struct cairn_vault_figures *f)
+{
+    struct metric m = metric_begin(t, "cairn_build_info", METRIC_GAUGE, "version and this start");
+    metric_count(&m, LABELS({"version", cairn_version()}, {"run_id", n->run_id}), 1);
+    char why[256];
+    gauge(t, "cairn_healthy", "1 = values can be stored and read, as /healthz says",
+          report_health(n, why, sizeof why));
+    m = metric_begin(t, "cairn_tier_state", METRIC_GAUGE, "0 = in use, 2 = off");
+    metric_count(&m, LABELS({"tier", "ram"}), f->closing ? 2 : 0);
+    if (f->has_disk)
+        metric_count(&m, LABELS({"tier", "disk"}), f->disk_off ? 2 : 0);
+}
+
+size_t report_metrics(struct node *n, char *out, size_t cap)
+{
+    struct text t = {.out = out, .cap = cap};
+    struct cairn_vault_figures f;
+    cairn_vault_figures(n->vault, &f);
+    add_health(&t, n, &f);
+    add_work(&t, &f);
+    add_requests(&t, n);
+    add_latency(&t, n, &f);
+    add_integrity(&t, n, &f);
+    add_ram(&t, &f);
+    if (f.has_disk)
+        add_disk(&t, &f);
+    add_clients(&t, n);
+    add_process(&t, n);
+    return t.len;
+}
