@@ -51,6 +51,8 @@ bool bench_ram(struct bench *b);
 bool bench_disk(struct bench *b);
 bool bench_mixed(struct bench *b);
 bool bench_restart(struct bench *b);
+bool bench_net(struct bench *b);
+bool bench_shm(struct bench *b);
 bool bench_replay(struct bench *b, const char *trace);
 
 /* --- bench_report.c --- */

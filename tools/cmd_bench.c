@@ -44,6 +44,7 @@ static const struct family {
 } families[] = {
     {"key", bench_key},     {"index", bench_index}, {"ram", bench_ram},
     {"disk", bench_disk},   {"mixed", bench_mixed}, {"restart", bench_restart},
+    {"net", bench_net},     {"shm", bench_shm},
 };
 #define FAMILIES (sizeof families / sizeof *families)
 
@@ -107,7 +108,7 @@ static int run(const void *opts, char **args, uint32_t count)
 
 const struct cli_command cli_bench = {
     .name = "bench",
-    .args = "key|index|ram|disk|mixed|restart|all | replay TRACE",
+    .args = "key|index|ram|disk|mixed|restart|net|shm|all | replay TRACE",
     .args_min = 1,
     .args_max = 2,
     .options = options,
