@@ -72,6 +72,7 @@ static void load_span(struct nvme_load *l)
     uint64_t all = (uint64_t)l->blocks * CAIRN_BLOCK;
     l->from = CAIRN_BLOCK;
     l->end = all;
+    l->kept = 0;
     if (op->piece_count) {
         uint64_t first = CAIRN_BLOCK + (uint64_t)op->piece_first * CAIRN_PIECE_BYTES;
         uint64_t end = first + (uint64_t)op->piece_count * CAIRN_PIECE_BYTES;
@@ -84,6 +85,7 @@ static void load_span(struct nvme_load *l)
         if (l->end < l->from)
             l->end = l->from;
     }
+    l->good = l->from;
 }
 
 static enum cairn_cause header_cause(const struct cairn_nvme *t, const struct nvme_load *l)
@@ -107,25 +109,61 @@ static enum cairn_cause header_cause(const struct cairn_nvme *t, const struct nv
     return CAIRN_CAUSE_NONE;
 }
 
-/* Bytes [from, end) of the image are there: verifies the pieces that start in them. */
-static void verify_span(struct nvme_load *l, uint64_t from, uint64_t end)
-{
-    const struct cairn_record_disk *r = l->image;
-    uint64_t value_end = CAIRN_BLOCK + r->body.value_len;
-    for (uint64_t at = from; at < end && at < value_end && !l->bad; at += CAIRN_PIECE_BYTES) {
-        uint32_t piece = (uint32_t)((at - CAIRN_BLOCK) / CAIRN_PIECE_BYTES);
-        if (!cairn_piece_check(r, piece, (const uint8_t *)r + at)) {
-            l->bad = true;
-            l->cause = CAIRN_CAUSE_CHECKSUM;
-        }
-    }
-}
-
 static void span_of(const struct nvme_load *l, uint32_t index, uint64_t *ret_from,
                     uint64_t *ret_end)
 {
-    *ret_from = l->from + (uint64_t)index * l->piece;
-    *ret_end = *ret_from + l->piece < l->end ? *ret_from + l->piece : l->end;
+    uint64_t from = l->from + (uint64_t)index * l->piece;
+    *ret_end = from + l->piece < l->end ? from + l->piece : l->end;
+    *ret_from = from > l->kept ? from : l->kept;
+}
+
+/* Whoever waits for the value copies its first bytes while the last ones are still read. */
+static void good_upto(struct nvme_load *l, uint64_t at)
+{
+    l->good = at;
+    if (l->op->part && at < l->end)
+        l->op->part(l->op, at - CAIRN_BLOCK);
+}
+
+static void bit_set(uint64_t bits[2], uint32_t n)
+{
+    bits[n / 64] |= 1ull << (n % 64);
+}
+
+/* An io is verified: what is good may now reach over those that came before their turn. */
+static void good_span(struct nvme_load *l, uint32_t span)
+{
+    uint64_t from, end, good = l->good;
+    bit_set(l->ahead, span);
+    while (good < l->end) {
+        uint32_t next = (uint32_t)((good - l->from) / l->piece);
+        if (!(l->ahead[next / 64] >> (next % 64) & 1))
+            break;
+        span_of(l, next, &from, &end);
+        good = end;
+    }
+    if (good > l->good)
+        good_upto(l, good);
+}
+
+/* The bytes of an io are there: verifies the pieces that start in them. */
+static void verify_span(struct nvme_load *l, uint32_t span)
+{
+    const struct cairn_record_disk *r = l->image;
+    uint64_t value_end = CAIRN_BLOCK + r->body.value_len, from, end;
+    span_of(l, span, &from, &end);
+    for (uint64_t at = from; at < end && at < value_end; at += CAIRN_PIECE_BYTES) {
+        uint64_t piece = (at - CAIRN_BLOCK) / CAIRN_PIECE_BYTES;
+        if (!cairn_piece_check(r, (uint32_t)piece, (const uint8_t *)r + at)) {
+            l->bad = true;
+            l->cause = CAIRN_CAUSE_CHECKSUM;
+            return;
+        }
+        uint64_t next = at + CAIRN_PIECE_BYTES;
+        if (l->good >= from && next < end && (next - l->from) % NVME_PIECE == 0)
+            good_upto(l, next);
+    }
+    good_span(l, span);
 }
 
 static void header_arrived(struct cairn_nvme *t, struct nvme_load *l)
@@ -137,11 +175,8 @@ static void header_arrived(struct cairn_nvme *t, struct nvme_load *l)
     }
     l->header_ok = true;
     for (uint32_t w = 0; w < 2; w++) {
-        for (; l->waiting[w]; l->waiting[w] &= l->waiting[w] - 1) {
-            uint64_t from, end;
-            span_of(l, w * 64 + (uint32_t)__builtin_ctzll(l->waiting[w]), &from, &end);
-            verify_span(l, from, end);
-        }
+        for (; l->waiting[w] && !l->bad; l->waiting[w] &= l->waiting[w] - 1)
+            verify_span(l, w * 64 + (uint32_t)__builtin_ctzll(l->waiting[w]));
     }
 }
 
@@ -152,6 +187,24 @@ static bool side_ok(const struct nvme_load *l)
         return true;
     size_t at = ((size_t)cairn_blocks(r->body.value_len) + 1) * CAIRN_BLOCK;
     return cairn_side_check(r, (const uint8_t *)r + at);
+}
+
+/* Reads again what was not verified: whoever waits may be copying the rest. */
+static bool load_again(struct nvme_load *l)
+{
+    uint64_t from = 0;
+    if (l->header_ok && l->good > l->from) {
+        uint64_t side = ((uint64_t)cairn_blocks(l->image->body.value_len) + 1) * CAIRN_BLOCK;
+        from = l->good < side ? l->good : side;
+        if (from >= l->end)
+            return false;
+    }
+    l->issued = l->kept = from;
+    l->good = from ? from : l->from;
+    l->header_ok = from > 0;
+    l->bad = false;
+    l->waiting[0] = l->waiting[1] = l->ahead[0] = l->ahead[1] = 0;
+    return true;
 }
 
 /* Everything asked for came back, or the rest is not worth asking for. */
@@ -169,11 +222,8 @@ static void load_end(struct cairn_nvme *t, struct nvme_load *l)
         /* Its io was tried twice already. */
         load_answer(t, l, t->off ? CAIRN_MISS : CAIRN_IO,
                     t->off ? CAIRN_CAUSE_TIER_OFF : CAIRN_CAUSE_IO_ERROR);
-    } else if (l->tries++ == 0 && !t->off) {
+    } else if (l->tries++ == 0 && !t->off && load_again(l)) {
         nvme_count(&t->stats.retries, 1);
-        l->issued = 0;
-        l->bad = l->header_ok = false;
-        l->waiting[0] = l->waiting[1] = 0;
     } else {
         load_answer(t, l, CAIRN_CORRUPT, l->cause);
     }
@@ -219,12 +269,10 @@ static void piece_done(struct cairn_nvme *t, struct nvme_io *x)
         header_arrived(t, l);
     uint32_t span = x->aux & ~HEAD_TOO;
     if (!l->bad && span > 0) {
-        uint64_t from, end;
-        span_of(l, span - 1, &from, &end);
         if (l->header_ok)
-            verify_span(l, from, end);
+            verify_span(l, span - 1);
         else
-            l->waiting[(span - 1) / 64] |= 1ull << ((span - 1) % 64);
+            bit_set(l->waiting, span - 1);
     }
     if (load_ended(l))
         load_end(t, l);

@@ -115,6 +115,9 @@ struct nvme_load {
     bool header_ok, bad;
     enum cairn_cause cause;
     uint64_t waiting[2];        /* ios that came before the header, by their number           */
+    uint64_t ahead[2];          /* ios that are verified while one before them is not         */
+    uint64_t good;              /* image bytes from `from` up to here are verified            */
+    uint64_t kept;              /* of them, what a second try does not read again             */
 };
 
 enum nvme_unit_state { UNIT_WRITING, UNIT_HOLING, UNIT_WRITTEN, UNIT_FAILED };

@@ -36,6 +36,19 @@ static uint32_t entry_blocks(const struct cairn_entry *e)
     return 1 + cairn_blocks(e->value_len) + (e->flags >> CAIRN_ENTRY_SIDE_SHIFT);
 }
 
+/* The tier has verified the first `bytes` of a value. */
+static void load_part(struct cairn_tier_op *top, uint64_t bytes)
+{
+    struct vault_op *op = top->owner;
+    struct cairn_vault *v = op->vault;
+    pthread_mutex_lock(&v->lock);
+    struct slot *s = &v->slots[op->slot];
+    s->loaded = bytes < s->value_len ? (uint32_t)bytes : s->value_len;
+    if (s->waited)
+        pthread_cond_broadcast(&v->changed);
+    pthread_mutex_unlock(&v->lock);
+}
+
 /* Submits the read of an entry's record into a slot that nobody else sees yet. */
 static struct slot *load_submit(struct cairn_vault *v, const struct cairn_entry *e,
                                 const struct cairn_key *key, uint32_t piece_first,
@@ -68,6 +81,7 @@ static struct slot *load_submit(struct cairn_vault *v, const struct cairn_entry 
     op->op.value_len = e->value_len;
     op->op.piece_first = piece_first;
     op->op.piece_count = piece_count;
+    op->op.part = piece_count ? NULL : load_part;
     op->op.deadline_ns = cairn_deadline_ns(v->o.io_deadline_ns);
     slot_pin(s); /* the op's */
     if (v->tier->ops->submit(v->tier, &op->op) != CAIRN_OK) {
@@ -195,12 +209,14 @@ static void settle(struct get_run *r)
     }
 }
 
-/* Sleeps until the slot is loaded. Returns its cause, DEADLINE if it took too long. */
-static enum cairn_cause wait_loaded(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns)
+/* Sleeps until the slot is loaded or more than *loaded bytes of it are good, which is noted then.
+ * Returns its cause, DEADLINE if it took too long. */
+static enum cairn_cause wait_part(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns,
+                                  uint32_t *loaded, bool *ret_ended)
 {
     enum cairn_cause cause = CAIRN_CAUSE_NONE;
     pthread_mutex_lock(&v->lock);
-    while (s->state == SLOT_LOADING) {
+    while (s->state == SLOT_LOADING && s->loaded <= *loaded) {
         s->waited = true;
         if (!vault_wait(v, deadline_ns)) {
             cause = CAIRN_CAUSE_DEADLINE;
@@ -209,8 +225,17 @@ static enum cairn_cause wait_loaded(struct cairn_vault *v, struct slot *s, uint6
     }
     if (s->state == SLOT_FAILED)
         cause = s->cause;
+    *loaded = s->loaded;
+    *ret_ended = s->state != SLOT_LOADING;
     pthread_mutex_unlock(&v->lock);
     return cause;
+}
+
+static enum cairn_cause wait_loaded(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns)
+{
+    uint32_t all = UINT32_MAX;
+    bool ended;
+    return wait_part(v, s, deadline_ns, &all, &ended);
 }
 
 static enum cairn_cause check_body(const struct cairn_record_body_disk *b, const struct slot *s,
@@ -232,9 +257,35 @@ static enum cairn_cause check_body(const struct cairn_record_body_disk *b, const
     return CAIRN_CAUSE_NONE;
 }
 
-/* Copies a pinned value out, verifying what must be. */
+/* Waits for a value that is being read and copies its first bytes out meanwhile, as far as they are
+ * verified: *ret_copied. They count only if the rest of it is good too. */
+static enum cairn_cause wait_copying(struct get_run *r, struct slot *s, const struct cairn_get *g,
+                                     uint32_t *ret_copied)
+{
+    const struct cairn_vault *v = r->v;
+    const char *value = slot_value(v, s);
+    bool ended = false, whole = !(g->flags & CAIRN_GET_RANGE) && g->out.mem == CAIRN_MEM_HOST &&
+                                v->o.verify != CAIRN_VERIFY_ALWAYS &&
+                                cairn_sgl_bytes(&g->out) == s->value_len;
+    uint32_t copied = 0, loaded = whole ? 0 : UINT32_MAX;
+    for (;;) {
+        enum cairn_cause cause = wait_part(r->v, s, r->deadline_ns, &loaded, &ended);
+        if (cause || ended) {
+            *ret_copied = copied;
+            return cause;
+        }
+        if (check_body(&slot_image(v, s)->body, s, &g->key, g->fingerprint, false)) {
+            loaded = UINT32_MAX;
+            continue;
+        }
+        cairn_copy_scatter(&g->out, copied, value + copied, loaded - copied);
+        copied = loaded;
+    }
+}
+
+/* Copies a pinned value out from `copied` on, verifying what must be. */
 static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot *s,
-                                 const struct cairn_get *g, bool verify)
+                                 const struct cairn_get *g, bool verify, uint32_t copied)
 {
     const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
     size_t len = cairn_sgl_bytes(&g->out);
@@ -249,7 +300,7 @@ static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot 
         return CAIRN_CAUSE_LENGTH;
     const char *value = slot_value(v, s);
     if (!verify) {
-        cairn_copy_scatter(&g->out, 0, value + off, len);
+        cairn_copy_scatter(&g->out, copied, value + off + copied, len - copied);
         return CAIRN_CAUSE_NONE;
     }
     /* A second look tells a damaged value from a read that went wrong on the way. */
@@ -288,14 +339,15 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
     struct cairn_vault *v = r->v;
     if (!f->slot)
         return f->cause;
+    uint32_t copied = 0;
     if (f->disk) {
-        enum cairn_cause cause = wait_loaded(v, f->slot, r->deadline_ns);
+        enum cairn_cause cause = wait_copying(r, f->slot, g, &copied);
         if (cause)
             return cause;
         /* The tier has verified it; what somebody else had loaded is checked like any RAM copy. */
         f->verify = v->o.verify == CAIRN_VERIFY_ALWAYS;
     }
-    enum cairn_cause cause = copy_out(v, f->slot, g, f->verify);
+    enum cairn_cause cause = copy_out(v, f->slot, g, f->verify, copied);
     f->expired = cause == CAIRN_CAUSE_EXPIRED;
     f->bad = damage(cause) ||
              (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, f->slot));
@@ -509,6 +561,80 @@ size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size
         held++;
     cairn_vault_unpin(v, pins + held, begun - held);
     return held;
+}
+
+/* The bytes of a pinned value are not what they should be. Lock held. */
+static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cairn_cause cause)
+{
+    uint32_t id = s->entry;
+    bool on_disk = id != CAIRN_ENTRY_NONE && damage(cause) &&
+                   cairn_index_entry(v->index, id)->block != CAIRN_BLOCK_NONE;
+    count_miss(v, cause);
+    if (damage(cause))
+        drop_damaged(v, s);
+    else if (cause == CAIRN_CAUSE_EXPIRED)
+        drop_expired(v, s);
+    lease_uncount(v, s);
+    slot_unpin(v, s);
+    return on_disk ? CAIRN_INPROGRESS : CAIRN_MISS;
+}
+
+/* The slot of a value in RAM, pinned. Lock held. */
+static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *key,
+                                 struct slot **ret, enum cairn_cause *cause)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    *cause = CAIRN_CAUSE_ABSENT;
+    if (id == CAIRN_ENTRY_NONE)
+        return CAIRN_MISS;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
+    if (!s || s->state != SLOT_RESIDENT)
+        return CAIRN_INPROGRESS;
+    *cause = CAIRN_CAUSE_NO_ROOM;
+    if (!s->leases && v->lease_blocks + s->blocks > v->arena_blocks / 2)
+        return CAIRN_MISS;
+    e->flags |= CAIRN_ENTRY_HIT;
+    slot_pin(s);
+    lease_count(v, s);
+    slot_leave_orphans(v, s);
+    if (s->in_policy)
+        v->policy->ops->touch(v->policy, e->slot);
+    *cause = CAIRN_CAUSE_NONE;
+    *ret = s;
+    return CAIRN_OK;
+}
+
+cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
+                                 struct cairn_pin *ret, enum cairn_cause *ret_cause)
+{
+    struct slot *s = NULL;
+    enum cairn_cause cause;
+    pthread_mutex_lock(&v->lock);
+    cairn_status st = pin_resident(v, key, &s, &cause);
+    bool verify = !st && check && needs_verify(v, s);
+    pthread_mutex_unlock(&v->lock);
+    if (st == CAIRN_MISS)
+        count_miss(v, cause);
+    if (!st)
+        cause = verify_in_place(v, s, key, verify);
+    if (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, s))
+        cause = CAIRN_CAUSE_HEADER;
+    if (!st && (cause || verify)) {
+        pthread_mutex_lock(&v->lock);
+        if (cause)
+            st = pin_refused(v, s, cause);
+        else
+            s->checked = true;
+        pthread_mutex_unlock(&v->lock);
+    }
+    *ret_cause = cause;
+    if (st)
+        return st;
+    *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    count(&v->c.get_ram, 1);
+    count(&v->c.get_bytes, s->value_len);
+    return CAIRN_OK;
 }
 
 void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count_pins)

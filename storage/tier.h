@@ -54,6 +54,9 @@ struct cairn_tier_op {
     enum cairn_cause cause;
     bool image_lost;
     void (*done)(struct cairn_tier_op *op);
+    /* NULL or: the first `bytes` of the value that a LOAD reads are verified and stay as they are
+     * until done, which may still say that the rest is not. On the tier's thread, no lock held. */
+    void (*part)(struct cairn_tier_op *op, uint64_t bytes);
     void *owner;
 
     /* The tier's, from submit to done. */

@@ -79,6 +79,48 @@ Test(log_fault, a_bad_read_is_tried_again_and_then_a_miss)
     bench_fini(&b);
 }
 
+static struct {
+    uint64_t told, wrong;
+} parts;
+
+static void on_part(struct cairn_tier_op *op, uint64_t bytes)
+{
+    const struct host_op *o = op->owner;
+    const uint8_t *value = (const uint8_t *)op->image + CAIRN_BLOCK;
+    parts.wrong += bytes <= parts.told || bytes > op->value_len ||
+                   value_check(value, o->id, op->version, 0, bytes) != bytes;
+    parts.told = bytes;
+}
+
+/* Whoever was told of a part may be copying it, so that a second try must leave it alone. */
+Test(log_fault, a_part_that_was_told_is_right_and_is_not_read_again)
+{
+    struct bench b;
+    bench_init(&b);
+    b.h.o.disk_bytes = 128 * MIB;
+    open_ok(&b.h);
+    put_or_die(&b, 1, (1u << 20) + 100000);
+    for (uint64_t nth = 1; nth <= 2; nth++) {
+        struct host_op op;
+        host_prepare_load(&b.h, &op, 40, 1);
+        memset(op.op.image, 0xa5, (size_t)op.op.blocks * CAIRN_BLOCK);
+        op.op.part = on_part;
+        parts.told = parts.wrong = 0;
+        uint64_t before = b.plan.seen[CAIRN_IO_READ];
+        rule(&b, CAIRN_FAULT_BITFLIP, CAIRN_FAULT_READS, nth, 1, 500000);
+        cr_assert_eq(host_submit(&b.h, &op), CAIRN_OK);
+        cr_assert_eq(host_wait(&b.h, &op), CAIRN_OK);
+        no_rule(&b);
+        cr_assert_eq(parts.wrong, 0);
+        cr_assert_eq(parts.told, 1u << 20);
+        /* The first io holds the header and what was told, if it was good. */
+        cr_assert_eq(b.plan.seen[CAIRN_IO_READ] - before, nth == 1 ? 4 : 3);
+        cr_assert_eq(value_check((uint8_t *)op.op.image + CAIRN_BLOCK, 1, op.op.version, 0,
+                                 op.op.value_len), op.op.value_len);
+    }
+    bench_fini(&b);
+}
+
 Test(log_fault, torn_and_misdirected_writes_are_never_read_as_values)
 {
     for (uint64_t blocks = 0; blocks < 40; blocks++) {
