@@ -26,7 +26,7 @@ void cairn_out_open(struct cairn_out *o);
 void cairn_out_close(struct cairn_out *o); /* releases every reference */
 
 /* Called once when the kernel holds none of the bytes any more, or on close, on the thread that
- * sends or closes. */
+ * sends or closes; at once if there is no memory to keep the reference. */
 typedef void (*cairn_out_release)(void *arg, uint64_t token);
 
 void cairn_out_raw(struct cairn_out *o, const void *data, size_t len);
@@ -34,8 +34,8 @@ void cairn_out_raw(struct cairn_out *o, const void *data, size_t len);
 void cairn_out_ref(struct cairn_out *o, const void *data, size_t len, cairn_out_release release,
                    void *arg, uint64_t token);
 
-/* Descriptors that travel with the next byte written here (unix sockets, SCM_RIGHTS), at most 4; lent
- * until sent or closed. */
+/* Descriptors that travel with the next byte written here (unix sockets, SCM_RIGHTS), at most 4;
+ * lent until sent or closed. */
 void cairn_out_fds(struct cairn_out *o, const int *fds, uint32_t count);
 
 void cairn_out_simple(struct cairn_out *o, const char *text);               /* +OK               */

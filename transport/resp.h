@@ -6,12 +6,14 @@
  *
  *   MORE     receive more
  *   REQUEST  args[0..argc) are a whole request, lent until cairn_resp_done
- *   BULK     argument `argc` has `bulk_len` bytes, too many for the input buffer: give memory for it
+ *   BULK     argument `argc` has `bulk_len` bytes, too many for the input buffer: give memory
  *            (cairn_resp_give) or refuse it; args[0..argc) are there already. A refused argument is
  *            read past and shows up with data NULL and its length.
  *   ERROR    `error` is a whole error reply text ("ERR Protocol error: ..."): answer it and close
  *
- * Both forms of a request are read: arrays of bulk strings, and inline commands with quotes. */
+ * Both forms of a request are read: arrays of bulk strings, and inline commands with quotes. What
+ * Redis reads past without a look is read past here too: empty arrays, and the two bytes behind the
+ * bytes of an argument. */
 #ifndef CAIRN_TRANSPORT_RESP_H
 #define CAIRN_TRANSPORT_RESP_H
 
@@ -26,10 +28,10 @@ struct cairn_resp_arg {
 
 struct cairn_resp_limits {
     uint32_t args_max;     /* arguments of a request                                            */
-    uint32_t inline_max;   /* bytes of an inline request                                        */
+    uint32_t inline_max;   /* bytes of an inline request, and of a line with a length           */
     uint32_t small_max;    /* longest argument that is kept in the input buffer                 */
     uint64_t bulk_max;     /* longest argument at all                                           */
-    uint64_t request_max;  /* bytes of the small arguments of a request together                */
+    uint64_t request_max;  /* bytes of a request beside those of its long arguments             */
 };
 
 enum cairn_resp_event { CAIRN_RESP_MORE, CAIRN_RESP_REQUEST, CAIRN_RESP_BULK, CAIRN_RESP_ERROR };
@@ -47,8 +49,10 @@ struct cairn_resp {
 cairn_status cairn_resp_open(struct cairn_resp *p, const struct cairn_resp_limits *limits);
 void cairn_resp_close(struct cairn_resp *p);
 /* Where to receive into, and how many bytes: the input buffer, or straight into the memory that was
- * given for a long argument. Never 0 bytes after MORE. */
+ * given for a long argument. Never 0 bytes after MORE, unless there is no memory: NULL, and the
+ * next event is ERROR. */
 void *cairn_resp_space(struct cairn_resp *p, size_t *ret_len);
+/* With 0 (nothing had come) an idle parser gives its buffer back: call it after every space. */
 void cairn_resp_filled(struct cairn_resp *p, size_t len);
 enum cairn_resp_event cairn_resp_next(struct cairn_resp *p);
 /* After BULK, at once or later: memory of bulk_len bytes that stays until cairn_resp_done; NULL
@@ -58,7 +62,8 @@ void cairn_resp_give(struct cairn_resp *p, void *memory);
 void cairn_resp_done(struct cairn_resp *p);
 /* Bytes of memory held, for the cap a client. An idle parser holds less than 1 KiB. */
 size_t cairn_resp_memory(const struct cairn_resp *p);
-/* Received bytes that no request has used yet. */
+/* Received bytes in the input buffer that no whole request has used: not 0 when a connection ends
+ * within a request, or when another one may be there. */
 size_t cairn_resp_buffered(const struct cairn_resp *p);
 
 #endif

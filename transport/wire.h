@@ -1,6 +1,6 @@
 /* The binary arguments of the CAIRN.* commands (README.md of this folder is the specification). All
- * integers little-endian, every struct a multiple of 8 bytes, unknown flags and non-zero padding are
- * refused. Decoders take untrusted bytes and copy them out: arguments are not aligned. */
+ * integers little-endian, every struct a multiple of 8 bytes, unknown flags and non-zero padding
+ * are refused. Decoders take untrusted bytes and copy them out: arguments are not aligned. */
 #ifndef CAIRN_TRANSPORT_WIRE_H
 #define CAIRN_TRANSPORT_WIRE_H
 
