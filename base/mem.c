@@ -190,7 +190,7 @@ static int memfd_open(size_t len, const char *name, unsigned flags)
         errno = err;
         return -1;
     }
-    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
     return fd;
 }
 
@@ -286,6 +286,9 @@ cairn_status cairn_mapping_open(size_t len, const char *name, struct cairn_mappi
         cairn_mapping_close(&m);
         return CAIRN_NOMEM;
     }
+    m.sealed = fcntl(m.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) == 0;
+    if (!m.sealed) /* before Linux 5.1 */
+        fcntl(m.fd, F_ADD_SEALS, F_SEAL_SEAL);
     *ret = m;
     return CAIRN_OK;
 }

@@ -16,6 +16,7 @@ struct cairn_mapping {
     int fd;              /* the memfd, -1 for anonymous memory                        */
     enum cairn_pages pages;
     double huge_share;   /* share of the mapping on 2 MiB pages, 0 to 1               */
+    bool sealed;         /* nobody can map or write it again but for reading          */
     int owner_pid;       /* the mapping exists in this process only (DONTFORK)        */
     char note[160];      /* why not huge pages, for a warning; empty when all is well;
                             after a failed open one sentence that says why            */
@@ -24,8 +25,10 @@ struct cairn_mapping {
 /* Maps and populates a memfd of `len` bytes rounded up to 2 MiB: hugetlb pages if the system has
  * enough reserved, else 4 KiB pages populated and collapsed (MADV_COLLAPSE; on a memfd
  * MADV_HUGEPAGE alone yields none), else 4 KiB pages with a note. DONTDUMP; DONTFORK, so that a
- * forked child faults instead of writing into the parent's bytes. Sealed against resizing. Changes
- * no system setting. CAIRN_NOMEM when it does not fit into available memory. */
+ * forked child faults instead of writing into the parent's bytes. Sealed against resizing, and once
+ * it is mapped here against any other writer (F_SEAL_FUTURE_WRITE), so that the file can be handed
+ * to processes that only read. Changes no system setting. CAIRN_NOMEM when it does not fit into
+ * available memory. */
 cairn_status cairn_mapping_open(size_t len, const char *name, struct cairn_mapping *ret);
 void cairn_mapping_close(struct cairn_mapping *m); /* NULL and closed mappings are fine */
 

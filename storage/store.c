@@ -100,7 +100,7 @@ static void end_recovery(struct cairn_vault *v)
     for (uint32_t id = cairn_index_next(v->index, 0); id != CAIRN_ENTRY_NONE;
          id = cairn_index_next(v->index, id + 1))
         if (cairn_index_entry(v->index, id)->flags & CAIRN_ENTRY_TOMB)
-            cairn_index_remove(v->index, id);
+            entry_remove(v, id);
     pthread_mutex_unlock(&v->lock);
 }
 
@@ -202,7 +202,7 @@ void cairn_vault_close(struct cairn_vault *v)
     bool unmap = true;
     if (v->tier) {
         /* Write-through values are in the tier's queue already: close drains it. */
-        if (v->o.write != CAIRN_WRITE_NONE &&
+        if ((v->o.write != CAIRN_WRITE_NONE || v->some_on_evict) &&
             cairn_vault_flush(v, cairn_deadline_ns(10 * CAIRN_NS_PER_S)) != CAIRN_OK)
             cairn_log(CAIRN_LOG_WARN, "closing with values that are not on disk");
         unmap = v->tier->ops->close(v->tier);
@@ -254,4 +254,23 @@ uint64_t cairn_vault_drop_ram(struct cairn_vault *v)
     }
     pthread_mutex_unlock(&v->lock);
     return dropped;
+}
+
+uint64_t cairn_vault_space_count(struct cairn_vault *v, uint16_t space)
+{
+    pthread_mutex_lock(&v->lock);
+    uint64_t held = space < VAULT_SPACES ? v->held[space] : 0;
+    pthread_mutex_unlock(&v->lock);
+    return held;
+}
+
+cairn_status cairn_vault_share(struct cairn_vault *v, int *ret_fd, const void **ret_base,
+                               size_t *ret_len)
+{
+    if (!v->arena.sealed)
+        return CAIRN_UNSUPPORTED;
+    *ret_fd = v->arena.fd;
+    *ret_base = v->arena.base;
+    *ret_len = v->arena.len;
+    return CAIRN_OK;
 }

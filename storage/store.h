@@ -56,8 +56,8 @@ cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns);
 cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key, void *out,
                               uint32_t *len, uint64_t deadline_ns);
 
-/* A pinned value. Its record (format.h) lies one block before `value` in the arena, its side records
- * behind the value's last block. */
+/* A pinned value. Its record (format.h) lies one block before `value` in the arena, its side
+ * records behind the value's last block. */
 struct cairn_pin {
     uint32_t slot;
     uint32_t value_len;
@@ -113,7 +113,7 @@ struct cairn_commit {
 /* Written to disk when it leaves RAM, whatever the vault's write policy is. */
 #define CAIRN_COMMIT_ON_EVICT (1u << 16)
 /* Answer CAIRN_INPROGRESS, nothing done and the room still the caller's, instead of waiting for a
- * tombstone. */
+ * tombstone. The same commit without this flag may follow; the room's bytes stay as they are. */
 #define CAIRN_COMMIT_NOWAIT (1u << 17)
 /* Makes the value visible in one step, as a put does: OK or EXISTS. On every answer but INPROGRESS
  * the room is gone. CAIRN_CORRUPT: the bytes do not have the checks. */

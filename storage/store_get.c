@@ -563,6 +563,154 @@ size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size
     return held;
 }
 
+/* The bytes of a pinned value are not what they should be. Lock held. */
+static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cairn_cause cause)
+{
+    uint32_t id = s->entry;
+    bool on_disk = id != CAIRN_ENTRY_NONE && damage(cause) &&
+                   cairn_index_entry(v->index, id)->block != CAIRN_BLOCK_NONE;
+    count_miss(v, cause);
+    if (damage(cause))
+        drop_damaged(v, s);
+    else if (cause == CAIRN_CAUSE_EXPIRED)
+        drop_expired(v, s);
+    lease_uncount(v, s);
+    slot_unpin(v, s);
+    return on_disk ? CAIRN_INPROGRESS : CAIRN_MISS;
+}
+
+/* The slot of a value in RAM, pinned. Lock held. */
+static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *key,
+                                 struct slot **ret, enum cairn_cause *cause)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    *cause = CAIRN_CAUSE_ABSENT;
+    if (id == CAIRN_ENTRY_NONE)
+        return CAIRN_MISS;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
+    if (!s || s->state != SLOT_RESIDENT)
+        return CAIRN_INPROGRESS;
+    *cause = CAIRN_CAUSE_NO_ROOM;
+    if (!s->leases && v->lease_blocks + s->blocks > v->arena_blocks / 2)
+        return CAIRN_MISS;
+    e->flags |= CAIRN_ENTRY_HIT;
+    slot_pin(s);
+    lease_count(v, s);
+    slot_leave_orphans(v, s);
+    if (s->in_policy)
+        v->policy->ops->touch(v->policy, e->slot);
+    *cause = CAIRN_CAUSE_NONE;
+    *ret = s;
+    return CAIRN_OK;
+}
+
+cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
+                                 struct cairn_pin *ret, enum cairn_cause *ret_cause)
+{
+    struct slot *s = NULL;
+    enum cairn_cause cause;
+    pthread_mutex_lock(&v->lock);
+    cairn_status st = pin_resident(v, key, &s, &cause);
+    bool verify = !st && check && needs_verify(v, s);
+    pthread_mutex_unlock(&v->lock);
+    if (st == CAIRN_MISS)
+        count_miss(v, cause);
+    if (!st)
+        cause = verify_in_place(v, s, key, verify);
+    if (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, s))
+        cause = CAIRN_CAUSE_HEADER;
+    if (!st && (cause || verify)) {
+        pthread_mutex_lock(&v->lock);
+        if (cause)
+            st = pin_refused(v, s, cause);
+        else
+            s->checked = true;
+        pthread_mutex_unlock(&v->lock);
+    }
+    *ret_cause = cause;
+    if (st)
+        return st;
+    *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    count(&v->c.get_ram, 1);
+    count(&v->c.get_bytes, s->value_len);
+    return CAIRN_OK;
+}
+
+/* The bytes of a pinned value are not what they should be. Lock held. */
+static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cairn_cause cause)
+{
+    uint32_t id = s->entry;
+    bool on_disk = id != CAIRN_ENTRY_NONE && damage(cause) &&
+                   cairn_index_entry(v->index, id)->block != CAIRN_BLOCK_NONE;
+    count_miss(v, cause);
+    if (damage(cause))
+        drop_damaged(v, s);
+    else if (cause == CAIRN_CAUSE_EXPIRED)
+        drop_expired(v, s);
+    lease_uncount(v, s);
+    slot_unpin(v, s);
+    return on_disk ? CAIRN_INPROGRESS : CAIRN_MISS;
+}
+
+/* The slot of a value in RAM, pinned. Lock held. */
+static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *key,
+                                 struct slot **ret, enum cairn_cause *cause)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    *cause = CAIRN_CAUSE_ABSENT;
+    if (id == CAIRN_ENTRY_NONE)
+        return CAIRN_MISS;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
+    if (!s || s->state != SLOT_RESIDENT)
+        return CAIRN_INPROGRESS;
+    *cause = CAIRN_CAUSE_NO_ROOM;
+    if (!s->leases && v->lease_blocks + s->blocks > v->arena_blocks / 2)
+        return CAIRN_MISS;
+    e->flags |= CAIRN_ENTRY_HIT;
+    slot_pin(s);
+    lease_count(v, s);
+    slot_leave_orphans(v, s);
+    if (s->in_policy)
+        v->policy->ops->touch(v->policy, e->slot);
+    *cause = CAIRN_CAUSE_NONE;
+    *ret = s;
+    return CAIRN_OK;
+}
+
+cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
+                                 struct cairn_pin *ret, enum cairn_cause *ret_cause)
+{
+    struct slot *s = NULL;
+    enum cairn_cause cause;
+    pthread_mutex_lock(&v->lock);
+    cairn_status st = pin_resident(v, key, &s, &cause);
+    bool verify = !st && check && needs_verify(v, s);
+    pthread_mutex_unlock(&v->lock);
+    if (st == CAIRN_MISS)
+        count_miss(v, cause);
+    if (!st)
+        cause = verify_in_place(v, s, key, verify);
+    if (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, s))
+        cause = CAIRN_CAUSE_HEADER;
+    if (!st && (cause || verify)) {
+        pthread_mutex_lock(&v->lock);
+        if (cause)
+            st = pin_refused(v, s, cause);
+        else
+            s->checked = true;
+        pthread_mutex_unlock(&v->lock);
+    }
+    *ret_cause = cause;
+    if (st)
+        return st;
+    *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    count(&v->c.get_ram, 1);
+    count(&v->c.get_bytes, s->value_len);
+    return CAIRN_OK;
+}
+
 void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count_pins)
 {
     pthread_mutex_lock(&v->lock);

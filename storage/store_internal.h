@@ -13,6 +13,7 @@
 #define VAULT_OPS 512u        /* tier ops in flight; half of them at most are writes */
 #define VAULT_WINDOW 64u      /* keys of one get in flight                           */
 #define VAULT_EVICT_MAX 4096u /* owners one allocation may evict                     */
+#define VAULT_SPACES 2u       /* namespaces: KV chunks, strings                      */
 
 enum slot_state { SLOT_FREE, SLOT_FILLING, SLOT_LOADING, SLOT_RESIDENT, SLOT_FAILED };
 enum slot_write {
@@ -32,7 +33,7 @@ struct slot {
     uint32_t pins;            /* readers, leases, a device that still holds the memory      */
     uint32_t leases;          /* of the pins                                                */
     uint32_t value_len;
-    uint32_t loaded;          /* first bytes of the value that are verified while it loads  */
+    uint32_t side_len;        /* FILLING                                                    */
     uint32_t prev, next;      /* free list, dirty list or flying list                       */
     uint64_t version;
     uint64_t ticket;          /* order in which writes were queued                          */
@@ -44,6 +45,9 @@ struct slot {
     bool tried;               /* a write of it began: the disk may hold it, even if it failed */
     bool orphan;              /* its parent was held nowhere when it came                   */
     bool waited;              /* somebody sleeps until loading ends                         */
+    bool sealed;              /* FILLING: its header is complete but for the version        */
+    bool on_evict;            /* written when it is about to leave RAM                      */
+    bool yields;              /* leaves unwritten rather than let a put fail                */
 };
 
 struct slot_list {
@@ -99,6 +103,9 @@ struct cairn_vault {
     uint64_t ticket;             /* last one given out */
     uint64_t value_max;
     uint64_t dirty_blocks, filling_blocks, lease_blocks;
+    uint64_t ahead_blocks;       /* may leave before write_ahead looks again               */
+    bool some_on_evict;          /* values are written as they leave, whatever o.write is  */
+    uint64_t held[VAULT_SPACES]; /* entries of each space                                  */
     uint64_t lost_writes_flushed; /* lost_writes at the last flush that reported them */
     uint32_t clock_hand;         /* of index eviction */
     uint32_t failed_slots;
@@ -146,6 +153,11 @@ void slot_evict(struct cairn_vault *v, struct slot *s);
 bool slot_evictable(const struct cairn_vault *v, const struct slot *s);
 /* Counts an accepted value that leaves RAM before it was written. */
 void slot_count_lost(struct cairn_vault *v, const struct slot *s);
+void entry_remove(struct cairn_vault *v, uint32_t id);
+/* Counts an entry in or out of its space. */
+void entry_count(struct cairn_vault *v, const struct cairn_entry *e, int by);
+/* May its value be written to the disk still? */
+bool entry_writable(const struct cairn_vault *v, const struct cairn_entry *e);
 /* Removes an entry that has neither RAM nor disk copy. */
 void entry_drop_if_empty(struct cairn_vault *v, uint32_t id);
 /* A new entry for the key, dropping an old disk-only one if the index is full. */
@@ -156,7 +168,10 @@ void entry_forget_disk(struct cairn_vault *v, uint32_t id);
 /* store_write.c */
 void write_queue(struct cairn_vault *v, struct slot *s);
 void write_pump(struct cairn_vault *v);
+/* Queues what is about to leave RAM and must be written first. */
 void write_ahead(struct cairn_vault *v);
+/* After puts: starts the writes they ask for. */
+void write_settle(struct cairn_vault *v);
 struct vault_op *op_take(struct cairn_vault *v);
 void op_give(struct cairn_vault *v, struct vault_op *op);
 /* Submits a TOMBSTONE or SYNC and waits for it. The lock is held on entry and return, but not while
@@ -165,6 +180,24 @@ cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what);
 void vault_host(struct cairn_vault *v);
 /* Waits for `changed` until the deadline; false when it has passed. */
 bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
+
+/* store_bury.c: lock held on entry and return */
+bool bury_needed(const struct cairn_vault *v, const struct cairn_key *key);
+/* Buries until the disk holds no living copy of the key; the lock is not held while it waits. */
+cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns);
+
+/* store_commit.c */
+/* Writes the header of a slot that is being filled, all but checks and version, its side records
+ * and the zeros behind the value. No lock needed. */
+void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit *c);
+/* Is this put answered by what is held? Lock held. */
+bool slot_keeps(struct cairn_vault *v, const struct cairn_key *key, uint32_t flags);
+/* Makes a filled slot visible, or says why not. Lock held, but not while it waits. */
+cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
+                        uint64_t deadline_ns, enum cairn_cause *ret_cause);
+/* Ends the filling of a slot, entered or not: into the policy and the queue of writes, and the
+ * filler's pin goes. */
+void slot_filled(struct cairn_vault *v, struct slot *s);
 
 /* store_get.c */
 /* Begins to read the entry's record into RAM; NULL and a cause if it cannot. */

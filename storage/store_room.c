@@ -5,6 +5,7 @@
 #define EVICT_ALONE_MAX 32u
 #define VICTIM_TRIES 4096u /* bounds the time under the lock; unusable ones move to the back */
 #define FORGET_TRIES 1024u
+#define COST_UNWRITTEN (UINT64_MAX - 1) /* above any rank */
 
 uint32_t slot_number(const struct cairn_vault *v, const struct slot *s)
 {
@@ -155,9 +156,16 @@ bool slot_evictable(const struct cairn_vault *v, const struct slot *s)
     if (s->state != SLOT_RESIDENT || s->pins ||
         (s->write != WRITE_CLEAN && s->write != WRITE_FAILED))
         return false;
-    /* On-evict: it leaves once it is on disk, as long as there is one. */
-    bool writes_first = v->tier && !v->tier_off && v->o.write == CAIRN_WRITE_ON_EVICT;
-    return !writes_first || s->write == WRITE_FAILED || !only_in_ram(v, s);
+    /* On-evict: it leaves once it is on disk, as long as there is one that takes it. */
+    bool writes_first = v->tier && !v->tier_off && s->on_evict;
+    return !writes_first || s->write == WRITE_FAILED || !only_in_ram(v, s) ||
+           !entry_writable(v, cairn_index_entry(v->index, s->entry));
+}
+
+/* It should be written first, but leaves all the same before a put fails for it. */
+static bool slot_yields(const struct slot *s)
+{
+    return s->yields && s->state == SLOT_RESIDENT && !s->pins && s->write == WRITE_CLEAN;
 }
 
 void slot_count_lost(struct cairn_vault *v, const struct slot *s)
@@ -167,11 +175,29 @@ void slot_count_lost(struct cairn_vault *v, const struct slot *s)
         count(&v->c.lost_writes, 1);
 }
 
+void entry_count(struct cairn_vault *v, const struct cairn_entry *e, int by)
+{
+    if (e->space < VAULT_SPACES && !(e->flags & CAIRN_ENTRY_TOMB))
+        v->held[e->space] += (uint64_t)by;
+}
+
+bool entry_writable(const struct cairn_vault *v, const struct cairn_entry *e)
+{
+    (void)v;
+    return !(e->flags & CAIRN_ENTRY_DYING);
+}
+
+void entry_remove(struct cairn_vault *v, uint32_t id)
+{
+    entry_count(v, cairn_index_entry(v->index, id), -1);
+    cairn_index_remove(v->index, id);
+}
+
 void entry_drop_if_empty(struct cairn_vault *v, uint32_t id)
 {
     const struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->slot == CAIRN_SLOT_NONE && e->block == CAIRN_BLOCK_NONE)
-        cairn_index_remove(v->index, id);
+        entry_remove(v, id);
 }
 
 void entry_forget_disk(struct cairn_vault *v, uint32_t id)
@@ -191,6 +217,7 @@ void slot_evict(struct cairn_vault *v, struct slot *s)
     count(&v->c.evicted, 1);
     count(&v->c.evicted_bytes, s->value_len);
     slot_count_lost(v, s);
+    v->ahead_blocks -= s->blocks < v->ahead_blocks ? s->blocks : v->ahead_blocks;
     cut(v, s, true);
     entry_drop_if_empty(v, id);
 }
@@ -204,16 +231,16 @@ static bool usable_tail(void *arg, uint32_t n)
 static bool usable_any(void *arg, uint32_t n)
 {
     const struct cairn_vault *v = arg;
-    return slot_evictable(v, &v->slots[n]);
+    return slot_evictable(v, &v->slots[n]) || slot_yields(&v->slots[n]);
 }
 
 static uint64_t evict_cost(void *arg, uint32_t n)
 {
     const struct cairn_vault *v = arg;
     const struct slot *s = &v->slots[n];
-    if (!slot_evictable(v, s))
-        return UINT64_MAX;
-    return v->policy->ops->rank(v->policy, n);
+    if (slot_evictable(v, s))
+        return v->policy->ops->rank(v->policy, n);
+    return slot_yields(s) ? COST_UNWRITTEN : UINT64_MAX;
 }
 
 static bool usable_orphan(void *arg, uint32_t n)
@@ -231,8 +258,10 @@ static uint32_t pick_victim(struct cairn_vault *v)
         n = v->policy->ops->peek(v->policy, usable_orphan, v, 64);
     if (n == CAIRN_SLOT_NONE)
         n = v->policy->ops->victim(v->policy, usable_tail, v, 128);
-    if (n == CAIRN_SLOT_NONE)
+    if (n == CAIRN_SLOT_NONE) {
         n = v->policy->ops->victim(v->policy, usable_any, v, VICTIM_TRIES);
+        v->ahead_blocks = 0;
+    }
     return n;
 }
 

@@ -100,31 +100,45 @@ static bool unwritten(const struct cairn_vault *v, const struct slot *s)
     return s->state == SLOT_RESIDENT && s->entry != CAIRN_ENTRY_NONE &&
            (s->write == WRITE_CLEAN || s->write == WRITE_FAILED) &&
            cairn_index_entry(v->index, s->entry)->block == CAIRN_BLOCK_NONE &&
-           !(cairn_index_entry(v->index, s->entry)->flags & CAIRN_ENTRY_DYING);
+           entry_writable(v, cairn_index_entry(v->index, s->entry));
 }
 
-/* With the on-evict policy a value is written when it is about to leave, and leaves once it is
- * written: `write_ahead` keeps an eighth of the arena in that state, so that puts find victims. */
-static bool usable_unwritten(void *arg, uint32_t n)
+/* A value that is written when it leaves RAM must be written a little before, or puts find no
+ * victims. A look goes over the next victims of an eighth of the arena, within bounds, and lasts
+ * until half of them have left. */
+#define AHEAD_TRIES 1024u
+
+struct ahead {
+    struct cairn_vault *v;
+    uint64_t blocks, target;
+};
+
+static bool ahead_seen(void *arg, uint32_t n)
 {
-    const struct cairn_vault *v = arg;
-    return v->slots[n].pins == 0 && unwritten(v, &v->slots[n]);
+    struct ahead *a = arg;
+    struct cairn_vault *v = a->v;
+    struct slot *s = &v->slots[n];
+    if (s->on_evict && s->pins == 0 && v->dirty_blocks < a->target && unwritten(v, s))
+        write_queue(v, s);
+    a->blocks += s->blocks;
+    return a->blocks >= a->target;
 }
 
 void write_ahead(struct cairn_vault *v)
 {
-    if (!v->tier || v->tier_off || v->o.write != CAIRN_WRITE_ON_EVICT)
+    struct ahead a = {.v = v, .target = v->arena_blocks / 8};
+    if (!v->some_on_evict || v->ahead_blocks || !v->tier || v->tier_off ||
+        cairn_extents_free_blocks(v->extents) + v->dirty_blocks >= a.target)
         return;
-    uint64_t target = v->arena_blocks / 8;
-    uint64_t spare = cairn_extents_free_blocks(v->extents) + v->dirty_blocks;
-    while (spare < target) {
-        uint32_t n = v->policy->ops->peek(v->policy, usable_unwritten, v, 256);
-        if (n == CAIRN_SLOT_NONE)
-            break;
-        write_queue(v, &v->slots[n]);
-        spare += v->slots[n].blocks;
-    }
+    v->policy->ops->peek(v->policy, ahead_seen, &a, AHEAD_TRIES);
+    v->ahead_blocks = a.blocks / 2;
     write_pump(v);
+}
+
+void write_settle(struct cairn_vault *v)
+{
+    write_pump(v);
+    write_ahead(v);
 }
 
 /* --- what the tier tells --- */
@@ -177,6 +191,7 @@ static void load_done(struct cairn_vault *v, struct vault_op *op, struct slot *s
     } else {
         s->state = SLOT_RESIDENT;
         s->written = true;
+        s->on_evict = v->o.write == CAIRN_WRITE_ON_EVICT;
         s->checked = op->op.piece_count == 0;
         if (s->entry != CAIRN_ENTRY_NONE) {
             v->resident_bytes += s->value_len;
@@ -222,7 +237,7 @@ static bool host_still_wanted(void *arg, const struct cairn_tier_op *top)
     pthread_mutex_lock(&v->lock);
     const struct slot *s = &v->slots[op->slot];
     bool wanted = s->entry != CAIRN_ENTRY_NONE &&
-                  !(cairn_index_entry(v->index, s->entry)->flags & CAIRN_ENTRY_DYING);
+                  entry_writable(v, cairn_index_entry(v->index, s->entry));
     pthread_mutex_unlock(&v->lock);
     return wanted;
 }
@@ -248,6 +263,7 @@ static bool host_recovered(void *arg, const struct cairn_tier *t,
     if (e->version > r->version || (e->version == r->version && e->block != CAIRN_BLOCK_NONE &&
                                     !t->ops->outlives(t, r->block, e->block)))
         return true;
+    entry_count(v, e, -(e->version != 0));
     bool value = r->kind == CAIRN_RECORD_VALUE;
     uint32_t side = value ? r->blocks - 1 - cairn_blocks(r->value_len) : 0;
     e->version = r->version;
@@ -257,6 +273,7 @@ static bool host_recovered(void *arg, const struct cairn_tier *t,
     e->flags = (uint16_t)((value ? 0 : CAIRN_ENTRY_TOMB) |
                           (r->expires_ns ? CAIRN_ENTRY_EXPIRES : 0) |
                           (side << CAIRN_ENTRY_SIDE_SHIFT));
+    entry_count(v, e, 1);
     return true;
 }
 
@@ -276,7 +293,7 @@ static bool host_wanted(void *arg, const struct cairn_summary_disk *r)
     bool wanted = false;
     if (id != CAIRN_ENTRY_NONE) {
         const struct cairn_entry *e = cairn_index_entry(v->index, id);
-        wanted = !(e->flags & CAIRN_ENTRY_DYING) &&
+        wanted = entry_writable(v, e) &&
                  ((e->flags & CAIRN_ENTRY_HIT) || e->slot != CAIRN_SLOT_NONE) &&
                  (r->expires_ns == 0 || r->expires_ns > cairn_wall_ns());
     }
@@ -423,7 +440,7 @@ cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns)
         return CAIRN_UNSUPPORTED;
     pthread_mutex_lock(&v->lock);
     cairn_status st = v->tier_off ? CAIRN_IO : CAIRN_OK;
-    if (!st && (v->failed_slots || v->o.write != CAIRN_WRITE_THROUGH))
+    if (!st && (v->failed_slots || v->some_on_evict || v->o.write != CAIRN_WRITE_THROUGH))
         queue_unwritten(v);
     uint64_t upto = v->ticket;
     while (!st && oldest_ticket(v) <= upto) {
