@@ -34,6 +34,7 @@ struct slot {
     uint32_t leases;          /* of the pins                                                */
     uint32_t value_len;
     uint32_t side_len;        /* FILLING                                                    */
+    uint32_t loaded;          /* first bytes of the value that are verified while it loads  */
     uint32_t prev, next;      /* free list, dirty list or flying list                       */
     uint64_t version;
     uint64_t ticket;          /* order in which writes were queued                          */
