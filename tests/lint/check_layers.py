@@ -20,7 +20,7 @@ BELOW = {
 # Third-party headers, and the few files that may know them.
 THIRD_PARTY = {
     "liburing": r"storage/ioq_uring\.c|tools/bench_[a-z_]+\.c|tests/.*",
-    "openssl": r"chunking/[a-z_]+\.c|tools/bench_key\.c",
+    "openssl": r"chunking/[a-z_]+\.c|tools/bench_key\.c|tools/cairnd/strings\.c",
     "xxhash": r"base/hash[a-z0-9_]*\.c",
     "criterion": r"tests/(unit|helpers)/.*",
     "seccomp": r"tests/.*",
