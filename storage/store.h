@@ -12,6 +12,7 @@
 #define CAIRN_STORAGE_STORE_H
 
 #include "base/mem.h"
+#include "chunking/identity.h"
 #include "storage/tier.h"
 
 struct cairn_vault;
@@ -49,6 +50,9 @@ cairn_status cairn_vault_put(struct cairn_vault *v, struct cairn_put *puts, size
 cairn_status cairn_vault_get(struct cairn_vault *v, struct cairn_get *gets, size_t count,
                              uint64_t deadline_ns, size_t *ret_hits);
 size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, size_t count);
+/* And how many of those, from the start, are in RAM or on their way there (may be NULL). */
+size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
+                                size_t *ret_resident);
 uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key);
 cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
                                 uint64_t deadline_ns, cairn_status *results);
@@ -164,6 +168,9 @@ enum cairn_cause cairn_vault_drop_cause(struct cairn_vault *v, const struct cair
 cairn_status cairn_vault_note_identity(struct cairn_vault *v, const void *canon, uint32_t len);
 void cairn_vault_each_identity(struct cairn_vault *v,
                                void (*fn)(void *arg, const void *canon, uint32_t len), void *arg);
+/* The nearest of the remembered identities and what differs (chunking/why.h); returns the length
+ * needed. */
+size_t cairn_vault_why(struct cairn_vault *v, const cairn_identity *id, char *out, size_t cap);
 
 /* Statistics as a JSON object. oldest_lease_ns: age of the oldest lease, known to the caller. */
 size_t cairn_vault_stats(struct cairn_vault *v, uint64_t oldest_lease_ns, char *out, size_t cap);

@@ -1,5 +1,5 @@
-/* Getting, looking up and pinning. A get runs over its keys with a window: values on disk are being
- * read into RAM ahead of the one that is copied out. */
+/* Getting and looking up. A get runs over its keys with a window: values on disk are being read into
+ * RAM ahead of the one that is copied out. */
 #include <string.h>
 
 #include "base/clock.h"
@@ -25,13 +25,13 @@ struct get_run {
     struct flight flights[VAULT_WINDOW];
 };
 
-static bool needs_verify(const struct cairn_vault *v, const struct slot *s)
+bool slot_needs_verify(const struct cairn_vault *v, const struct slot *s)
 {
     return v->o.verify == CAIRN_VERIFY_ALWAYS ||
            (v->o.verify == CAIRN_VERIFY_FIRST && !s->checked);
 }
 
-static uint32_t entry_blocks(const struct cairn_entry *e)
+uint32_t entry_blocks(const struct cairn_entry *e)
 {
     return 1 + cairn_blocks(e->value_len) + (e->flags >> CAIRN_ENTRY_SIDE_SHIFT);
 }
@@ -140,7 +140,7 @@ static struct flight admit(struct cairn_vault *v, const struct cairn_get *g)
     }
     if (f.slot) {
         e->flags |= CAIRN_ENTRY_HIT;
-        f.verify = needs_verify(v, f.slot);
+        f.verify = slot_needs_verify(v, f.slot);
         slot_leave_orphans(v, f.slot);
         f.cause = CAIRN_CAUSE_NONE;
     }
@@ -170,8 +170,7 @@ static void admit_more(struct get_run *r)
     }
 }
 
-/* Takes a damaged RAM copy out; the disk copy, if any, stays. Lock held. */
-static void drop_damaged(struct cairn_vault *v, struct slot *s)
+void slot_drop_damaged(struct cairn_vault *v, struct slot *s)
 {
     uint32_t id = s->entry;
     if (id == CAIRN_ENTRY_NONE)
@@ -181,8 +180,7 @@ static void drop_damaged(struct cairn_vault *v, struct slot *s)
     entry_drop_if_empty(v, id);
 }
 
-/* The record stays on disk, where its own expiry time keeps it from coming back. Lock held. */
-static void drop_expired(struct cairn_vault *v, struct slot *s)
+void slot_drop_expired(struct cairn_vault *v, struct slot *s)
 {
     uint32_t id = s->entry;
     if (id == CAIRN_ENTRY_NONE)
@@ -202,9 +200,9 @@ static void settle(struct get_run *r)
         if (f->disk)
             r->loading_blocks -= f->slot->blocks;
         if (f->bad)
-            drop_damaged(r->v, f->slot);
+            slot_drop_damaged(r->v, f->slot);
         if (f->expired)
-            drop_expired(r->v, f->slot);
+            slot_drop_expired(r->v, f->slot);
         slot_unpin(r->v, f->slot);
     }
 }
@@ -231,16 +229,15 @@ static enum cairn_cause wait_part(struct cairn_vault *v, struct slot *s, uint64_
     return cause;
 }
 
-static enum cairn_cause wait_loaded(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns)
+enum cairn_cause load_wait(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns)
 {
     uint32_t all = UINT32_MAX;
     bool ended;
     return wait_part(v, s, deadline_ns, &all, &ended);
 }
 
-static enum cairn_cause check_body(const struct cairn_record_body_disk *b, const struct slot *s,
-                                   const struct cairn_key *key, const uint8_t *fingerprint,
-                                   bool verify)
+enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct slot *s,
+                            const struct cairn_key *key, const uint8_t *fingerprint, bool verify)
 {
     if (verify && cairn_hash64(b, offsetof(struct cairn_record_body_disk, check)) != b->check)
         return CAIRN_CAUSE_HEADER;
@@ -274,7 +271,7 @@ static enum cairn_cause wait_copying(struct get_run *r, struct slot *s, const st
             *ret_copied = copied;
             return cause;
         }
-        if (check_body(&slot_image(v, s)->body, s, &g->key, g->fingerprint, false)) {
+        if (slot_check(&slot_image(v, s)->body, s, &g->key, g->fingerprint, false)) {
             loaded = UINT32_MAX;
             continue;
         }
@@ -290,7 +287,7 @@ static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot 
     const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
     size_t len = cairn_sgl_bytes(&g->out);
     size_t off = g->flags & CAIRN_GET_RANGE ? g->offset : 0;
-    enum cairn_cause cause = check_body(b, s, &g->key, g->fingerprint, verify);
+    enum cairn_cause cause = slot_check(b, s, &g->key, g->fingerprint, verify);
     if (cause)
         return cause;
     bool fits = g->flags & CAIRN_GET_RANGE
@@ -322,13 +319,13 @@ static cairn_status status_of(enum cairn_cause c)
     }
 }
 
-static bool damage(enum cairn_cause c)
+bool cause_is_damage(enum cairn_cause c)
 {
     return c == CAIRN_CAUSE_CHECKSUM || c == CAIRN_CAUSE_HEADER || c == CAIRN_CAUSE_KEY ||
            c == CAIRN_CAUSE_VERSION;
 }
 
-static bool damaged_length(const struct cairn_vault *v, const struct slot *s)
+bool slot_damaged_length(const struct cairn_vault *v, const struct slot *s)
 {
     return slot_image(v, s)->body.value_len != s->value_len;
 }
@@ -349,8 +346,8 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
     }
     enum cairn_cause cause = copy_out(v, f->slot, g, f->verify, copied);
     f->expired = cause == CAIRN_CAUSE_EXPIRED;
-    f->bad = damage(cause) ||
-             (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, f->slot));
+    f->bad = cause_is_damage(cause) ||
+             (cause == CAIRN_CAUSE_LENGTH && slot_damaged_length(v, f->slot));
     return cause;
 }
 
@@ -366,7 +363,7 @@ static enum cairn_cause retry(struct get_run *r, struct flight *f, const struct 
     pthread_mutex_lock(&v->lock);
     uint32_t held = f->disk ? f->slot->blocks : 0;
     if (f->bad)
-        drop_damaged(v, f->slot);
+        slot_drop_damaged(v, f->slot);
     slot_unpin(v, f->slot);
     *f = admit(v, g);
     r->loading_blocks -= held;
@@ -434,16 +431,19 @@ cairn_status cairn_vault_get(struct cairn_vault *v, struct cairn_get *gets, size
     return r.hits == count_gets ? CAIRN_OK : CAIRN_MISS;
 }
 
-size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys)
+size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *keys,
+                                size_t count_keys, size_t *ret_resident)
 {
     uint32_t ids[512];
-    size_t held = 0;
+    size_t held = 0, resident = 0;
     while (held < count_keys) {
         uint32_t n = count_keys - held > 512 ? 512 : (uint32_t)(count_keys - held);
         pthread_mutex_lock(&v->lock);
         uint32_t seen = cairn_index_find_many(v->index, keys + held, n, 1, ids);
-        pthread_mutex_unlock(&v->lock);
         bool absent = seen && ids[seen - 1] == CAIRN_ENTRY_NONE;
+        for (uint32_t i = 0; ret_resident && i < seen - absent && resident == held + i; i++)
+            resident += cairn_index_entry(v->index, ids[i])->slot != CAIRN_SLOT_NONE;
+        pthread_mutex_unlock(&v->lock);
         held += seen - absent;
         if (absent)
             break;
@@ -451,7 +451,14 @@ size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, s
     count(&v->c.lookups, 1);
     count(&v->c.lookup_keys, count_keys);
     count(&v->c.lookup_held, held);
+    if (ret_resident)
+        *ret_resident = resident;
     return held;
+}
+
+size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys)
+{
+    return cairn_vault_lookup_where(v, keys, count_keys, NULL);
 }
 
 uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key)
@@ -461,214 +468,4 @@ uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *ke
     uint64_t len = id == CAIRN_ENTRY_NONE ? 0 : cairn_index_entry(v->index, id)->value_len;
     pthread_mutex_unlock(&v->lock);
     return len;
-}
-
-/* --- pins: leases, side records --- */
-
-static enum cairn_cause verify_in_place(const struct cairn_vault *v, const struct slot *s,
-                                        const struct cairn_key *key, bool verify)
-{
-    const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
-    enum cairn_cause cause = check_body(b, s, key, NULL, verify);
-    if (cause || !verify)
-        return cause;
-    const char *value = slot_value(v, s);
-    for (uint32_t i = 0; i < cairn_piece_count(s->value_len); i++) {
-        size_t off = (size_t)i * CAIRN_PIECE_BYTES, left = s->value_len - off;
-        if (cairn_hash64(value + off, left < CAIRN_PIECE_BYTES ? left : CAIRN_PIECE_BYTES) !=
-            b->piece_check[i])
-            return CAIRN_CAUSE_CHECKSUM;
-    }
-    return CAIRN_CAUSE_NONE;
-}
-
-static void lease_count(struct cairn_vault *v, struct slot *s)
-{
-    if (s->leases++ == 0)
-        v->lease_blocks += s->blocks;
-}
-
-static void lease_uncount(struct cairn_vault *v, struct slot *s)
-{
-    if (--s->leases == 0)
-        v->lease_blocks -= s->blocks;
-}
-
-/* Finds and pins one key for a lease. Lock held. */
-static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key)
-{
-    uint32_t id = cairn_index_find(v->index, key);
-    if (id == CAIRN_ENTRY_NONE)
-        return NULL;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
-    uint32_t blocks = entry_blocks(e);
-    bool counted = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].leases;
-    if (!counted && v->lease_blocks + blocks > v->arena_blocks / 2)
-        return NULL;
-    enum cairn_cause cause;
-    struct slot *s;
-    if (e->slot != CAIRN_SLOT_NONE) {
-        s = &v->slots[e->slot];
-        slot_pin(s);
-        if (s->in_policy)
-            v->policy->ops->touch(v->policy, e->slot);
-    } else {
-        s = load_begin(v, id, key, &cause);
-    }
-    if (s) {
-        cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_HIT;
-        lease_count(v, s);
-    }
-    return s;
-}
-
-static bool pin_finish(struct cairn_vault *v, struct slot *s, const struct cairn_key *key,
-                       uint64_t deadline_ns)
-{
-    enum cairn_cause cause = wait_loaded(v, s, deadline_ns);
-    bool verify = false;
-    if (!cause) {
-        pthread_mutex_lock(&v->lock);
-        verify = needs_verify(v, s);
-        pthread_mutex_unlock(&v->lock);
-        cause = verify_in_place(v, s, key, verify);
-    }
-    pthread_mutex_lock(&v->lock);
-    if (cause) {
-        count_miss(v, cause);
-        if (damage(cause))
-            drop_damaged(v, s);
-    } else if (verify) {
-        s->checked = true;
-    }
-    pthread_mutex_unlock(&v->lock);
-    return cause == CAIRN_CAUSE_NONE;
-}
-
-size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys,
-                       uint64_t deadline_ns, struct cairn_pin *pins)
-{
-    size_t begun = 0, held = 0;
-    pthread_mutex_lock(&v->lock);
-    for (; begun < count_keys; begun++) {
-        struct slot *s = pin_begin(v, &keys[begun]);
-        if (!s)
-            break;
-        pins[begun] = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
-    }
-    pthread_mutex_unlock(&v->lock);
-    while (held < begun && pin_finish(v, &v->slots[pins[held].slot], &keys[held], deadline_ns))
-        held++;
-    cairn_vault_unpin(v, pins + held, begun - held);
-    return held;
-}
-
-/* The bytes of a pinned value are not what they should be. Lock held. */
-static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cairn_cause cause)
-{
-    uint32_t id = s->entry;
-    bool on_disk = id != CAIRN_ENTRY_NONE && damage(cause) &&
-                   cairn_index_entry(v->index, id)->block != CAIRN_BLOCK_NONE;
-    count_miss(v, cause);
-    if (damage(cause))
-        drop_damaged(v, s);
-    else if (cause == CAIRN_CAUSE_EXPIRED)
-        drop_expired(v, s);
-    lease_uncount(v, s);
-    slot_unpin(v, s);
-    return on_disk ? CAIRN_INPROGRESS : CAIRN_MISS;
-}
-
-/* The slot of a value in RAM, pinned. Lock held. */
-static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *key,
-                                 struct slot **ret, enum cairn_cause *cause)
-{
-    uint32_t id = cairn_index_find(v->index, key);
-    *cause = CAIRN_CAUSE_ABSENT;
-    if (id == CAIRN_ENTRY_NONE)
-        return CAIRN_MISS;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
-    struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
-    if (!s || s->state != SLOT_RESIDENT)
-        return CAIRN_INPROGRESS;
-    *cause = CAIRN_CAUSE_NO_ROOM;
-    if (!s->leases && v->lease_blocks + s->blocks > v->arena_blocks / 2)
-        return CAIRN_MISS;
-    e->flags |= CAIRN_ENTRY_HIT;
-    slot_pin(s);
-    lease_count(v, s);
-    slot_leave_orphans(v, s);
-    if (s->in_policy)
-        v->policy->ops->touch(v->policy, e->slot);
-    *cause = CAIRN_CAUSE_NONE;
-    *ret = s;
-    return CAIRN_OK;
-}
-
-cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
-                                 struct cairn_pin *ret, enum cairn_cause *ret_cause)
-{
-    struct slot *s = NULL;
-    enum cairn_cause cause;
-    pthread_mutex_lock(&v->lock);
-    cairn_status st = pin_resident(v, key, &s, &cause);
-    bool verify = !st && check && needs_verify(v, s);
-    pthread_mutex_unlock(&v->lock);
-    if (st == CAIRN_MISS)
-        count_miss(v, cause);
-    if (!st)
-        cause = verify_in_place(v, s, key, verify);
-    if (cause == CAIRN_CAUSE_LENGTH && damaged_length(v, s))
-        cause = CAIRN_CAUSE_HEADER;
-    if (!st && (cause || verify)) {
-        pthread_mutex_lock(&v->lock);
-        if (cause)
-            st = pin_refused(v, s, cause);
-        else
-            s->checked = true;
-        pthread_mutex_unlock(&v->lock);
-    }
-    *ret_cause = cause;
-    if (st)
-        return st;
-    *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
-    count(&v->c.get_ram, 1);
-    count(&v->c.get_bytes, s->value_len);
-    return CAIRN_OK;
-}
-
-void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count_pins)
-{
-    pthread_mutex_lock(&v->lock);
-    for (size_t i = 0; i < count_pins; i++) {
-        struct slot *s = &v->slots[pins[i].slot];
-        lease_uncount(v, s);
-        slot_unpin(v, s);
-    }
-    pthread_mutex_unlock(&v->lock);
-}
-
-cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key, void *out,
-                              uint32_t *len, uint64_t deadline_ns)
-{
-    struct cairn_pin pin;
-    if (cairn_vault_pin(v, key, 1, deadline_ns, &pin) == 0)
-        return CAIRN_MISS;
-    const struct cairn_record_body_disk *b = &slot_image(v, &v->slots[pin.slot])->body;
-    const char *side = (const char *)pin.value + (size_t)cairn_blocks(pin.value_len) * CAIRN_BLOCK;
-    cairn_status st = CAIRN_OK;
-    if (b->side_len > *len) {
-        st = CAIRN_TOOBIG;
-    } else if (cairn_record_blocks(pin.value_len, b->side_len) >
-                   v->slots[pin.slot].blocks ||
-               (b->side_len && cairn_hash64(side, b->side_len) != b->side_check)) {
-        count_miss(v, CAIRN_CAUSE_CHECKSUM);
-        st = CAIRN_MISS;
-    } else {
-        memcpy(out, side, b->side_len);
-    }
-    if (st != CAIRN_MISS)
-        *len = b->side_len;
-    cairn_vault_unpin(v, &pin, 1);
-    return st;
 }

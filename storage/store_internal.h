@@ -205,6 +205,21 @@ void slot_filled(struct cairn_vault *v, struct slot *s);
 struct slot *load_begin(struct cairn_vault *v, uint32_t entry, const struct cairn_key *key,
                         enum cairn_cause *cause);
 
+/* Sleeps until the slot is loaded: its cause, DEADLINE if that took too long. Without the lock. */
+enum cairn_cause load_wait(struct cairn_vault *v, struct slot *s, uint64_t deadline_ns);
+uint32_t entry_blocks(const struct cairn_entry *e);
+/* Must a read from RAM compare the checks? Lock held. */
+bool slot_needs_verify(const struct cairn_vault *v, const struct slot *s);
+/* Is this header of a pinned slot the one it must be, and not expired? */
+enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct slot *s,
+                            const struct cairn_key *key, const uint8_t *fingerprint, bool verify);
+bool slot_damaged_length(const struct cairn_vault *v, const struct slot *s);
+bool cause_is_damage(enum cairn_cause c);
+/* Takes a damaged RAM copy out; the disk copy, if any, stays. Lock held. */
+void slot_drop_damaged(struct cairn_vault *v, struct slot *s);
+/* The record stays on disk, where its own expiry time keeps it from coming back. Lock held. */
+void slot_drop_expired(struct cairn_vault *v, struct slot *s);
+
 static inline void count_miss(struct cairn_vault *v, enum cairn_cause c)
 {
     atomic_fetch_add_explicit(&v->c.miss[c], 1, memory_order_relaxed);

@@ -1,0 +1,213 @@
+/* Pins: values that stay where they are while somebody reads them in place (leases, a node that sends
+ * from the arena), and the side records behind them. */
+#include <string.h>
+
+#include "storage/store_internal.h"
+
+static enum cairn_cause verify_in_place(const struct cairn_vault *v, const struct slot *s,
+                                        const struct cairn_key *key, bool verify)
+{
+    const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
+    enum cairn_cause cause = slot_check(b, s, key, NULL, verify);
+    if (cause || !verify)
+        return cause;
+    const char *value = slot_value(v, s);
+    for (uint32_t i = 0; i < cairn_piece_count(s->value_len); i++) {
+        size_t off = (size_t)i * CAIRN_PIECE_BYTES, left = s->value_len - off;
+        if (cairn_hash64(value + off, left < CAIRN_PIECE_BYTES ? left : CAIRN_PIECE_BYTES) !=
+            b->piece_check[i])
+            return CAIRN_CAUSE_CHECKSUM;
+    }
+    return CAIRN_CAUSE_NONE;
+}
+
+static void lease_count(struct cairn_vault *v, struct slot *s)
+{
+    if (s->leases++ == 0)
+        v->lease_blocks += s->blocks;
+}
+
+static void lease_uncount(struct cairn_vault *v, struct slot *s)
+{
+    if (--s->leases == 0)
+        v->lease_blocks -= s->blocks;
+}
+
+/* Finds and pins one key for a lease. Lock held. */
+static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    if (id == CAIRN_ENTRY_NONE)
+        return NULL;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    uint32_t blocks = entry_blocks(e);
+    bool counted = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].leases;
+    if (!counted && v->lease_blocks + blocks > v->arena_blocks / 2)
+        return NULL;
+    enum cairn_cause cause;
+    struct slot *s;
+    if (e->slot != CAIRN_SLOT_NONE) {
+        s = &v->slots[e->slot];
+        slot_pin(s);
+        if (s->in_policy)
+            v->policy->ops->touch(v->policy, e->slot);
+    } else {
+        s = load_begin(v, id, key, &cause);
+    }
+    if (s) {
+        cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_HIT;
+        lease_count(v, s);
+    }
+    return s;
+}
+
+static bool pin_finish(struct cairn_vault *v, struct slot *s, const struct cairn_key *key,
+                       uint64_t deadline_ns)
+{
+    enum cairn_cause cause = load_wait(v, s, deadline_ns);
+    bool verify = false;
+    if (!cause) {
+        pthread_mutex_lock(&v->lock);
+        verify = slot_needs_verify(v, s);
+        pthread_mutex_unlock(&v->lock);
+        cause = verify_in_place(v, s, key, verify);
+    }
+    pthread_mutex_lock(&v->lock);
+    if (cause) {
+        count_miss(v, cause);
+        if (cause_is_damage(cause))
+            slot_drop_damaged(v, s);
+    } else if (verify) {
+        s->checked = true;
+    }
+    pthread_mutex_unlock(&v->lock);
+    return cause == CAIRN_CAUSE_NONE;
+}
+
+size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys,
+                       uint64_t deadline_ns, struct cairn_pin *pins)
+{
+    size_t begun = 0, held = 0;
+    pthread_mutex_lock(&v->lock);
+    for (; begun < count_keys; begun++) {
+        struct slot *s = pin_begin(v, &keys[begun]);
+        if (!s)
+            break;
+        pins[begun] = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    }
+    pthread_mutex_unlock(&v->lock);
+    while (held < begun && pin_finish(v, &v->slots[pins[held].slot], &keys[held], deadline_ns))
+        held++;
+    cairn_vault_unpin(v, pins + held, begun - held);
+    return held;
+}
+
+/* The bytes of a pinned value are not what they should be. Lock held. */
+static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cairn_cause cause)
+{
+    uint32_t id = s->entry;
+    bool on_disk = id != CAIRN_ENTRY_NONE && cause_is_damage(cause) &&
+                   cairn_index_entry(v->index, id)->block != CAIRN_BLOCK_NONE;
+    count_miss(v, cause);
+    if (cause_is_damage(cause))
+        slot_drop_damaged(v, s);
+    else if (cause == CAIRN_CAUSE_EXPIRED)
+        slot_drop_expired(v, s);
+    lease_uncount(v, s);
+    slot_unpin(v, s);
+    return on_disk ? CAIRN_INPROGRESS : CAIRN_MISS;
+}
+
+/* The slot of a value in RAM, pinned. Lock held. */
+static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *key,
+                                 struct slot **ret, enum cairn_cause *cause)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    *cause = CAIRN_CAUSE_ABSENT;
+    if (id == CAIRN_ENTRY_NONE)
+        return CAIRN_MISS;
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
+    if (!s || s->state != SLOT_RESIDENT)
+        return CAIRN_INPROGRESS;
+    *cause = CAIRN_CAUSE_NO_ROOM;
+    if (!s->leases && v->lease_blocks + s->blocks > v->arena_blocks / 2)
+        return CAIRN_MISS;
+    e->flags |= CAIRN_ENTRY_HIT;
+    slot_pin(s);
+    lease_count(v, s);
+    slot_leave_orphans(v, s);
+    if (s->in_policy)
+        v->policy->ops->touch(v->policy, e->slot);
+    *cause = CAIRN_CAUSE_NONE;
+    *ret = s;
+    return CAIRN_OK;
+}
+
+cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
+                                 struct cairn_pin *ret, enum cairn_cause *ret_cause)
+{
+    struct slot *s = NULL;
+    enum cairn_cause cause;
+    pthread_mutex_lock(&v->lock);
+    cairn_status st = pin_resident(v, key, &s, &cause);
+    bool verify = !st && check && slot_needs_verify(v, s);
+    pthread_mutex_unlock(&v->lock);
+    if (st == CAIRN_MISS)
+        count_miss(v, cause);
+    if (!st)
+        cause = verify_in_place(v, s, key, verify);
+    if (cause == CAIRN_CAUSE_LENGTH && slot_damaged_length(v, s))
+        cause = CAIRN_CAUSE_HEADER;
+    if (!st && (cause || verify)) {
+        pthread_mutex_lock(&v->lock);
+        if (cause)
+            st = pin_refused(v, s, cause);
+        else
+            s->checked = true;
+        pthread_mutex_unlock(&v->lock);
+    }
+    *ret_cause = cause;
+    if (st)
+        return st;
+    *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    count(&v->c.get_ram, 1);
+    count(&v->c.get_bytes, s->value_len);
+    return CAIRN_OK;
+}
+
+void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count_pins)
+{
+    pthread_mutex_lock(&v->lock);
+    for (size_t i = 0; i < count_pins; i++) {
+        struct slot *s = &v->slots[pins[i].slot];
+        lease_uncount(v, s);
+        slot_unpin(v, s);
+    }
+    pthread_mutex_unlock(&v->lock);
+}
+
+cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key, void *out,
+                              uint32_t *len, uint64_t deadline_ns)
+{
+    struct cairn_pin pin;
+    if (cairn_vault_pin(v, key, 1, deadline_ns, &pin) == 0)
+        return CAIRN_MISS;
+    const struct cairn_record_body_disk *b = &slot_image(v, &v->slots[pin.slot])->body;
+    const char *side = (const char *)pin.value + (size_t)cairn_blocks(pin.value_len) * CAIRN_BLOCK;
+    cairn_status st = CAIRN_OK;
+    if (b->side_len > *len) {
+        st = CAIRN_TOOBIG;
+    } else if (cairn_record_blocks(pin.value_len, b->side_len) >
+                   v->slots[pin.slot].blocks ||
+               (b->side_len && cairn_hash64(side, b->side_len) != b->side_check)) {
+        count_miss(v, CAIRN_CAUSE_CHECKSUM);
+        st = CAIRN_MISS;
+    } else {
+        memcpy(out, side, b->side_len);
+    }
+    if (st != CAIRN_MISS)
+        *len = b->side_len;
+    cairn_vault_unpin(v, &pin, 1);
+    return st;
+}
