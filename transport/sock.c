@@ -172,7 +172,7 @@ const char *cairn_sock_peer_name(int fd, char *out, size_t cap)
     static const char scheme[] = "tcp://";
     char text[CAIRN_ADDR_TEXT_MAX];
     struct cairn_addr a = {.len = sizeof(a.at)};
-    if (getpeername(fd, &a.at.any, &a.len) != 0)
+    if (getpeername(fd, &a.at.any, &a.len) != 0 || cairn_addr_is_unix(&a))
         snprintf(out, cap, "?");
     else
         snprintf(out, cap, "%s", cairn_addr_print(&a, text, sizeof(text)) + sizeof(scheme) - 1);

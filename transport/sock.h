@@ -56,13 +56,13 @@ bool cairn_sock_alive(int fd);
 
 /* Which process was at the other end of a unix socket when it connected. */
 cairn_status cairn_sock_peer(int fd, pid_t *ret_pid, uid_t *ret_uid);
-/* "127.0.0.1:40312" as Redis lists clients, "?" if it is gone; returns out. */
+/* "127.0.0.1:40312" as Redis lists clients; "?" if it is gone, or not over TCP. Returns out. */
 const char *cairn_sock_peer_name(int fd, char *out, size_t cap);
 /* Becomes readable when the process ends; names that process for good, as a pid does not. */
 cairn_status cairn_sock_pidfd(pid_t pid, int *ret_fd);
 
-/* Memory of `len` bytes to share with a peer, its size sealed, so that a mapping of it never faults.
- * Not mapped here. */
+/* Memory of `len` bytes to share with a peer, its size sealed, so that a mapping of it never
+ * faults. Not mapped here. */
 cairn_status cairn_sock_memory(const char *name, size_t len, int *ret_fd);
 
 #endif
