@@ -5,7 +5,6 @@
 
 #include "base/copy.h"
 #include "chunking/identity.h"
-#include "chunking/why.h"
 
 static struct cairn_vault *vault_of(struct cairn_backend *b)
 {
@@ -106,30 +105,9 @@ static cairn_status embedded_flush(struct cairn_backend *b, uint64_t deadline_ns
     return cairn_vault_flush(vault_of(b), deadline_ns);
 }
 
-/* Copies of the identities seen: the vault lends them only under its lock. */
-struct seen {
-    struct cairn_canon list[CAIRN_IDENT_SLOTS];
-    size_t count;
-};
-
-static void collect(void *arg, const void *canon, uint32_t len)
-{
-    struct seen *seen = arg;
-    void *copy = seen->count < CAIRN_IDENT_SLOTS ? malloc(len) : NULL;
-    if (!copy)
-        return;
-    memcpy(copy, canon, len);
-    seen->list[seen->count++] = (struct cairn_canon){copy, len};
-}
-
 static size_t embedded_why(struct cairn_backend *b, const cairn_identity *id, char *out, size_t cap)
 {
-    struct seen seen = {.count = 0};
-    cairn_vault_each_identity(vault_of(b), collect, &seen);
-    size_t len = cairn_identity_why_json(id, seen.list, seen.count, out, cap);
-    for (size_t i = 0; i < seen.count; i++)
-        free((void *)(uintptr_t)seen.list[i].bytes);
-    return len;
+    return cairn_vault_why(vault_of(b), id, out, cap);
 }
 
 static size_t embedded_stats(struct cairn_backend *b, char *out, size_t cap)

@@ -54,6 +54,10 @@ size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, s
 size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
                                 size_t *ret_resident);
 uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key);
+/* Where a value is held; 0 = nowhere. A hint. */
+#define CAIRN_IN_RAM 1u
+#define CAIRN_ON_DISK 2u
+uint32_t cairn_vault_where(struct cairn_vault *v, const struct cairn_key *key);
 cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
                                 uint64_t deadline_ns, cairn_status *results);
 cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns);

@@ -254,8 +254,8 @@ enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct
     return CAIRN_CAUSE_NONE;
 }
 
-/* Waits for a value that is being read and copies its first bytes out meanwhile, as far as they are
- * verified: *ret_copied. They count only if the rest of it is good too. */
+/* Waits for a value that is being read and copies its first bytes out meanwhile, as far as they
+ * are verified: *ret_copied. They count only if the rest of it is good too. */
 static enum cairn_cause wait_copying(struct get_run *r, struct slot *s, const struct cairn_get *g,
                                      uint32_t *ret_copied)
 {
@@ -468,4 +468,17 @@ uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *ke
     uint64_t len = id == CAIRN_ENTRY_NONE ? 0 : cairn_index_entry(v->index, id)->value_len;
     pthread_mutex_unlock(&v->lock);
     return len;
+}
+
+uint32_t cairn_vault_where(struct cairn_vault *v, const struct cairn_key *key)
+{
+    pthread_mutex_lock(&v->lock);
+    uint32_t id = cairn_index_find(v->index, key), where = 0;
+    if (id != CAIRN_ENTRY_NONE) {
+        const struct cairn_entry *e = cairn_index_entry(v->index, id);
+        where = (e->slot != CAIRN_SLOT_NONE ? CAIRN_IN_RAM : 0) |
+                (e->block != CAIRN_BLOCK_NONE ? CAIRN_ON_DISK : 0);
+    }
+    pthread_mutex_unlock(&v->lock);
+    return where;
 }
