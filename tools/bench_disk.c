@@ -155,7 +155,7 @@ static bool write_round(struct sized *s)
     double cpu = 0;
     do {
         fill_mem(d, s->size, count);
-        /* So that no put makes room by evicting one of this round, which nothing has written yet. */
+        /* So that no put makes room by evicting one of this round, which is not written yet. */
         cairn_vault_drop_ram(d->vault);
         uint64_t stored = bench_disk_put(d, s->size, count);
         double cpu_before = bench_cpu_s();

@@ -1,5 +1,5 @@
-/* Values of several ios: a get copies what is verified while the rest is being read. Whatever happens
- * to one of the ios, a hit has the right bytes, and what the disk still holds is a hit. */
+/* Values of several ios: a get copies what is verified while the rest is being read. Whatever
+ * happens to one of the ios, a hit has the right bytes, and what the disk still holds is a hit. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <stdlib.h>
