@@ -22,7 +22,9 @@
 #include "tools/cairnd/options.h"
 #include "transport/out.h"
 #include "transport/resp.h"
+#include "transport/sock.h"
 
+struct kv; /* kv_share.h */
 struct net_thread;
 struct client_shared; /* kv_share.h: mapped arena, write window, leases of a client */
 
@@ -43,9 +45,7 @@ struct client {
     /* Its network thread's, or the worker's that runs its call. */
     struct cairn_resp in;
     struct cairn_out out;
-    struct cairn_room room;  /* memory of the long argument being received, in the arena         */
-    void *heap;              /* or on the heap                                                   */
-    size_t heap_len;
+    struct cairn_room room;  /* memory of the payload being received, in the arena               */
     struct client_shared *shared; /* NULL until it attaches; freed with the client               */
     uint32_t tenant;         /* of every record and reply; 0 = "default"                         */
     bool closing;            /* no more commands; closed once `out` is sent                      */
@@ -53,7 +53,7 @@ struct client {
 
     /* Read by other threads under node->clients_lock (names), or atomics. */
     char name[64], library[64], library_version[32];
-    const struct command *command; /* last one                                                   */
+    const struct command *_Atomic command; /* last one                                           */
     _Atomic uint64_t active_ns;    /* of the last command                                        */
     _Atomic uint64_t memory;       /* bytes held for it: input, output, long arguments           */
     _Atomic bool kill;             /* asks its thread to close it                                */
@@ -89,6 +89,7 @@ struct command {
     enum call_flow (*run)(struct call *c);
     const char *help;   /* one sentence */
     int8_t key_first, key_last, key_step; /* as COMMAND prints them; 0 0 0 = no keys */
+    uint8_t side;       /* COMMAND_PAYLOAD: index of the argument with its side records, 0 = none */
 };
 
 /* The families; each table ends with a row without a name. */
@@ -108,15 +109,23 @@ bool call_is(const struct call *c, uint32_t i, const char *word);
 bool call_int(const struct call *c, uint32_t i, int64_t *ret);
 /* "ERR syntax error" and friends, as Redis says them. CALL_DONE always. */
 enum call_flow call_error(struct call *c, const char *text);
+enum call_flow command_unknown(struct call *c);
 enum call_flow call_arity(struct call *c); /* "ERR wrong number of arguments for 'x' command" */
 /* Takes the room that the payload argument was received into, if it was: its bytes are the value
- * already. False: the argument is in ordinary memory. After true the caller owns *ret. */
+ * already. False: the argument is in ordinary memory. After true the caller owns *ret; before it
+ * answers CALL_WAITS it puts it back (call_return_room). */
 bool call_take_room(struct call *c, struct cairn_room *ret);
+void call_return_room(struct call *c, const struct cairn_room *room);
 
 /* --- statistics: counters that INFO, /metrics and /debug/state print --- */
 
 struct node_stats {
     _Atomic uint64_t connections, connections_refused, connections_killed;
+    /* Closed by the node: nothing said for too long, no first command in time, a request not
+     * finished in time, replies not taken, a request that is none, more memory than allowed. */
+    _Atomic uint64_t closed_idle, closed_handshake, closed_request, closed_output;
+    _Atomic uint64_t closed_protocol, closed_memory;
+    _Atomic uint64_t payload_refused; /* long arguments there was no memory for */
     _Atomic uint64_t commands, errors, slow_commands; /* slow: went to a worker */
     _Atomic uint64_t bytes_in, bytes_out;
     _Atomic uint64_t string_hits, string_misses, string_expired;
@@ -132,15 +141,18 @@ struct node_stats {
 
 struct node {
     struct node_options o;
+    struct cairn_resp_limits limits;  /* of requests, from o */
     struct cairn_vault *vault;
     struct net_thread *threads;
     uint32_t thread_count;
     struct work *work;
     struct http *http;
-    int listen_tcp, listen_unix;      /* -1 = none */
+    struct kv *kv;
+    struct cairn_listener tcp, local; /* fd -1 = none */
     uint64_t started_ns, started_wall_ns;
     char run_id[41];                  /* 40 hexadecimal digits, another at every start */
     _Atomic bool stopping;            /* no new connections, no new commands */
+    _Atomic uint64_t stop_deadline_ns;
     struct node_stats stats;
 
     pthread_mutex_t clients_lock;
@@ -158,8 +170,12 @@ void node_stop(struct node *n);
 
 /* net.c */
 cairn_status net_listen(struct node *n, char *err, size_t err_cap);
+void net_unlisten(struct node *n);
 cairn_status net_start(struct node *n, char *err, size_t err_cap);
 void net_stop(struct node *n, uint64_t deadline_ns);
+/* Has every network thread made a turn since the last call? Wakes them for the next one. `seen` holds
+ * a number for each of them. */
+bool net_alive(struct node *n, uint64_t *seen);
 /* Makes the client's thread look at it (kill, end of a worker's call). Any thread. */
 void net_wake(struct client *c);
 /* Bytes of one client's memory may grow by `more`? Counts them if so. */
@@ -171,14 +187,19 @@ struct work;
 cairn_status work_start(struct node *n);
 void work_stop(struct node *n, uint64_t deadline_ns);
 bool work_submit(struct node *n, void (*fn)(void *arg), void *arg);
+/* What waits, what runs, and how much may wait. */
+void work_state(struct node *n, uint32_t *ret_queued, uint32_t *ret_running,
+                uint32_t *ret_capacity);
 
 /* http.c */
 struct http;
 cairn_status http_start(struct node *n, char *err, size_t err_cap);
 void http_stop(struct node *n);
 
-/* report.c: text for INFO, /debug/state and CAIRN.STATS; as cairn_stats (returns length needed). */
+/* report.c: text for INFO; as cairn_stats (returns length needed). section: "" or NULL = the usual
+ * ones, else any case, "all" and "everything" too. */
 size_t report_info(struct node *n, const char *section, char *out, size_t cap);
+/* state.c: JSON for /debug/state and CAIRN.STATS. */
 size_t report_state_json(struct node *n, char *out, size_t cap);
 /* metrics.c: Prometheus text. */
 size_t report_metrics(struct node *n, char *out, size_t cap);

@@ -35,14 +35,38 @@ struct node_options {
 };
 
 extern const struct cairn_opt node_option_table[];
+/* Names of the choices, as the vault takes them. */
+extern const char *const node_policy_names[];
+extern const char *const node_engine_names[];
 
-/* Fills o from all sources. CAIRN_INVAL: a sentence in err. action: 0 = run, 1 = print the effective
- * configuration and exit, 2 = print help and exit. */
+#define NODE_CONFIG_DEFAULT "/etc/cairn/cairnd.conf"
+#define NODE_CONFIG_TEXT_MAX 16384u /* the effective configuration fits */
+
+enum node_action { NODE_RUN, NODE_PRINT_CONFIG, NODE_PRINT_HELP, NODE_PRINT_VERSION };
+
+/* Fills o from all sources. CAIRN_INVAL: a sentence in err that names the source. */
 cairn_status node_options_read(struct node_options *o, int argc, char **argv, int *ret_action,
                                char *err, size_t err_cap);
+/* Adds the lines of a file; `text` is changed. */
+cairn_status node_options_text(struct node_options *o, const char *path, char *text, char *err,
+                               size_t err_cap);
+/* What one row cannot see: addresses, users, options that need each other. */
+cairn_status node_options_check(const struct node_options *o, char *err, size_t err_cap);
 /* May this option change while the node runs? */
 bool node_option_live(const char *name);
+/* Makes the live option `name` of `to` what it is in `from`; other threads may be reading it. */
+void node_option_publish(struct node_options *to, const struct node_options *from,
+                         const char *name);
+/* A live field, read by any thread. */
+static inline uint64_t node_live(const uint64_t *field)
+{
+    return __atomic_load_n(field, __ATOMIC_RELAXED);
+}
+/* May a user connect to the unix socket? */
+bool node_options_uid(const struct node_options *o, uint32_t uid);
 /* "name value" lines, as the file takes them. */
 void node_options_print(const struct node_options *o, char *out, size_t cap);
+/* What --help says. */
+void node_options_help(char *out, size_t cap);
 
 #endif
