@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
+
 #define MAGIC "CAIRNID"
 #define VERSION 1
 #define HEAD_BYTES 10u /* magic 7, version 1, field count 2 */
@@ -56,7 +58,7 @@ static void encode(const struct cairn_id_field *fields, size_t count, uint8_t *o
 static struct cairn_identity *build(const struct cairn_id_field *fields, size_t count)
 {
     size_t len = record_bytes(fields, count);
-    struct cairn_identity *id = malloc(sizeof *id + len);
+    struct cairn_identity *id = cairn_malloc(sizeof *id + len);
     if (!id)
         return NULL;
     id->len = (uint32_t)len;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "tests/helpers/value.h"
 
 #define COUNT(a) (sizeof(a) / sizeof(a)[0])
@@ -76,6 +77,17 @@ Test(identity, order_of_fields_does_not_matter)
     }
     cr_assert_eq(cairn_identity_chunk_tokens(first), 256u);
     cairn_identity_destroy(first);
+}
+
+Test(identity, no_memory_is_a_status)
+{
+    cairn_identity *id = NULL;
+    char err[256] = "";
+    cairn_mem_fail_nth(1);
+    cr_assert_eq(cairn_identity_create(base, COUNT(base), &id, err, sizeof err), CAIRN_NOMEM);
+    cairn_mem_fail_nth(0);
+    cr_assert_null(id);
+    cairn_identity_destroy(make(base, COUNT(base)));
 }
 
 Test(identity, any_changed_field_is_another_identity)
