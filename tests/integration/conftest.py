@@ -2,7 +2,11 @@
 
 import os
 import shutil
+import signal
+import socket
+import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -41,3 +45,118 @@ def place():
 def full() -> bool:
     """tests/run --full"""
     return bool(os.environ.get("CAIRN_TEST_FULL"))
+
+
+class Node:
+    """A cairnd of its own: a free port, a socket and a log in `place`. Starts when it is made."""
+
+    def __init__(self, program: Path, place: Path):
+        self.program, self.place = program, place
+        self.socket = str(place / "node.sock")
+        self.port = self.http_port = 0
+        self.process: subprocess.Popen | None = None
+        self.log = place / "node.log"
+
+    @staticmethod
+    def free_port() -> int:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            return s.getsockname()[1]
+
+    def start(self, *options: str, env=None, timeout: float = 30, wait: bool = True):
+        """`--name=value` options beside those of this object; the last one of a name counts."""
+        self.port = self.port or self.free_port()
+        self.http_port = self.http_port or self.free_port()
+        given = ["--config=", f"--socket={self.socket}", f"--port={self.port}",
+                 f"--http-port={self.http_port}", "--ram=64MiB", *options]
+        for option in options:
+            if option.startswith("--port="):
+                self.port = int(option[7:])
+            if option.startswith("--socket="):
+                self.socket = option[9:]
+            if option.startswith("--http-port="):
+                self.http_port = int(option[12:])
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [str(self.program), *given], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env={**os.environ, **(env or {})})
+        if wait:
+            self.wait_ready(timeout)
+        return self
+
+    def wait_ready(self, timeout: float = 30) -> None:
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                with self.connect() as s:
+                    s.sendall(b"PING\r\n")
+                    assert s.recv(64) == b"+PONG\r\n"
+                    return
+            except OSError as error:
+                ended = self.process.poll() is not None
+                if ended or time.monotonic() > end:
+                    raise AssertionError(f"no node: {error}\n{self.said()}") from None
+                time.sleep(0.01)
+
+    def connect(self, tcp: bool = False, timeout: float = 20) -> socket.socket:
+        """A plain connection: over the unix socket, if there is one."""
+        if tcp or not self.socket:
+            return socket.create_connection(("127.0.0.1", self.port), timeout)
+        s = socket.socket(socket.AF_UNIX)
+        s.settimeout(timeout)
+        try:
+            s.connect(self.socket)
+        except OSError:
+            s.close()
+            raise
+        return s
+
+    def redis(self, **options):
+        import redis
+
+        return redis.Redis(port=self.port, **options)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self, timeout: float = 30) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout)
+
+    def kill(self) -> None:
+        if self.process and self.process.poll() is None:
+            self.process.kill()
+        if self.process:
+            self.process.wait(30)
+
+
+@pytest.fixture(scope="session")
+def cairnd() -> Path:
+    """The daemon, beside the `cairn` that $CAIRN_BIN names."""
+    cairn = Path(os.environ.get("CAIRN_BIN", ROOT / "build/bin/cairn"))
+    path = cairn.parent / "cairnd"
+    assert path.is_file(), f"{path} is missing: run deploy/run build first"
+    return path
+
+
+@pytest.fixture
+def new_node(cairnd, place):
+    """Makes a Node that is not started; several have folders of their own."""
+    made = []
+
+    def make() -> Node:
+        folder = place / f"node{len(made)}"
+        folder.mkdir()
+        made.append(Node(cairnd, folder))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.kill()
+
+
+@pytest.fixture
+def node(new_node) -> Node:
+    """A node in memory, 64 MiB, started."""
+    return new_node().start()
