@@ -257,7 +257,8 @@ static bool mapping_try_shmem(struct cairn_mapping *m, const char *name)
     return true;
 }
 
-cairn_status cairn_mapping_open(size_t len, const char *name, struct cairn_mapping *ret)
+static cairn_status mapping_open(size_t len, const char *name, bool writable,
+                                 struct cairn_mapping *ret)
 {
     memset(ret, 0, sizeof(*ret));
     ret->fd = -1;
@@ -286,11 +287,21 @@ cairn_status cairn_mapping_open(size_t len, const char *name, struct cairn_mappi
         cairn_mapping_close(&m);
         return CAIRN_NOMEM;
     }
-    m.sealed = fcntl(m.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) == 0;
-    if (!m.sealed) /* before Linux 5.1 */
+    m.sealed = !writable && fcntl(m.fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) == 0;
+    if (!m.sealed) /* or before Linux 5.1 */
         fcntl(m.fd, F_ADD_SEALS, F_SEAL_SEAL);
     *ret = m;
     return CAIRN_OK;
+}
+
+cairn_status cairn_mapping_open(size_t len, const char *name, struct cairn_mapping *ret)
+{
+    return mapping_open(len, name, false, ret);
+}
+
+cairn_status cairn_mapping_open_writable(size_t len, const char *name, struct cairn_mapping *ret)
+{
+    return mapping_open(len, name, true, ret);
 }
 
 void cairn_mapping_close(struct cairn_mapping *m)

@@ -30,6 +30,8 @@ struct cairn_mapping {
  * to processes that only read. Changes no system setting. CAIRN_NOMEM when it does not fit into
  * available memory. */
 cairn_status cairn_mapping_open(size_t len, const char *name, struct cairn_mapping *ret);
+/* The same, but others may map it to write into it too. */
+cairn_status cairn_mapping_open_writable(size_t len, const char *name, struct cairn_mapping *ret);
 void cairn_mapping_close(struct cairn_mapping *m); /* NULL and closed mappings are fine */
 
 /* Bytes this process can still take before something is reclaimed from others or killed: the

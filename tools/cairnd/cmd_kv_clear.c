@@ -7,6 +7,7 @@
 #include "tools/cairnd/kv_pins.h"
 
 #define BATCH 1024u
+#define CLEAR_NS (60 * CAIRN_NS_PER_S) /* longer than any other command: it is an operator's */
 #define EDGES_FIRST 4096u
 #define EDGES_MAX (4u * 1024 * 1024) /* 192 MiB while it runs */
 
@@ -18,6 +19,12 @@ struct clear {
     struct cairn_key *keys;     /* BATCH */
     uint32_t count;
 };
+
+static bool time_up(const struct clear *cl)
+{
+    return cairn_now_ns() >= cl->deadline_ns ||
+           atomic_load_explicit(&cl->c->node->stopping, memory_order_relaxed);
+}
 
 /* Deletes the batch. false: an error was written. */
 static bool delete_batch(struct clear *cl)
@@ -36,7 +43,7 @@ static bool delete_batch(struct clear *cl)
         }
     }
     cl->count = 0;
-    if (!failed && cairn_now_ns() < cl->deadline_ns)
+    if (!failed && !time_up(cl))
         return true;
     kv_error(cl->c, failed ? "a delete failed (%s) after %llu values were deleted; ask again"
                            : "the time was up (%s) after %llu values were deleted; ask again",
@@ -49,7 +56,7 @@ static bool walk(struct clear *cl, uint32_t *cursor,
                  bool (*fn)(void *arg, const struct cairn_scan_item *item), void *arg)
 {
     cairn_status st = cairn_vault_scan(cl->vault, 0, cursor, BATCH, cl->deadline_ns, fn, arg);
-    if (!st && cairn_now_ns() < cl->deadline_ns)
+    if (!st && !time_up(cl))
         return true;
     kv_error(cl->c, "the chunks could not be walked over to the end (%s), %llu were deleted; ask again",
              cairn_status_name(st ? st : CAIRN_TIMEOUT), (unsigned long long)cl->deleted);
@@ -214,7 +221,8 @@ static enum call_flow clear_all(struct call *c)
 
 enum call_flow kv_clear_run(struct call *c)
 {
-    struct clear cl = {.c = c, .vault = c->node->vault, .deadline_ns = c->deadline_ns};
+    struct clear cl = {.c = c, .vault = c->node->vault,
+                       .deadline_ns = cairn_deadline_ns(CLEAR_NS)};
     bool identity = c->argc == 3 && call_is(c, 1, "IDENTITY");
     bool prefix = c->argc == 3 && call_is(c, 1, "PREFIX");
     bool all = c->argc == 2 && call_is(c, 1, "ALL");

@@ -329,7 +329,7 @@ void kv_open_window(struct client *c, uint64_t wanted)
     if (wanted == 0)
         return;
     struct cairn_mapping m;
-    if (cairn_mapping_open(wanted, "cairn-window", &m)) {
+    if (cairn_mapping_open_writable(wanted, "cairn-window", &m)) {
         cairn_log(CAIRN_LOG_WARN, "client %llu gets no window: %s",
                   (unsigned long long)s->client->id, m.note);
         m.len = 0;
