@@ -5,7 +5,7 @@
 /* X(enum suffix, name in statistics, meaning) */
 #define CAIRN_CAUSES(X) \
     X(NONE, "none", "no failure") \
-    X(ABSENT, "absent", "never stored, or dropped for room") \
+    X(ABSENT, "absent", "not held") \
     X(EXPIRED, "expired", "its expiry time has passed") \
     X(CHECKSUM, "checksum", "payload bytes differ from their checksum") \
     X(HEADER, "header", "header damaged, or of another place or generation") \
@@ -22,7 +22,10 @@
     X(TIER_OFF, "tier_off", "the disk tier is off after repeated errors") \
     X(TOMBSTONE, "tombstone", "the mark that makes the old value dead could not be made durable") \
     X(CLOSED, "closed", "the store is closed or closing") \
-    X(BAD_KEY, "bad_key", "key or value of an impossible size")
+    X(BAD_KEY, "bad_key", "key or value of an impossible size") \
+    X(EVICTED, "evicted", "dropped for room") \
+    X(DELETED, "deleted", "deleted by request") \
+    X(CLEARED, "cleared", "its space was cleared")
 
 enum cairn_cause {
 #define CAIRN_CAUSE_ENUM(id, name, text) CAIRN_CAUSE_##id,

@@ -154,6 +154,7 @@ static bool extent_ok(uint8_t kind, uint64_t value_len, uint32_t blocks, uint32_
                blocks >= cairn_record_blocks(value_len, 0) &&
                blocks <= cairn_record_blocks(value_len, side_max);
     case CAIRN_RECORD_TOMBSTONE:
+    case CAIRN_RECORD_CLEAR:
         return value_len == 0 && blocks == 1;
     case CAIRN_RECORD_HOLE:
         return value_len == 0 && blocks >= 1;

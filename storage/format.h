@@ -12,7 +12,8 @@
  *
  * Which record of a key counts: the one with the highest version, tombstones included. A record
  * belongs to a segment's present life only if uuid, segment, generation and block agree with the
- * segment's head. A hole record says "nothing here, step over me".
+ * segment's head. A hole record says "nothing here, step over me". A clear record does for every
+ * key of a space what a tombstone does for one.
  *
  * Generations are numbered through the whole log, one for every time a segment is opened, so they
  * also say which segment is older. A head's floor says that all generations below it are dead: a
@@ -58,6 +59,7 @@ enum cairn_record_kind {
     CAIRN_RECORD_VALUE = 1,
     CAIRN_RECORD_TOMBSTONE = 2, /* 1 block: every lower version of the key is dead */
     CAIRN_RECORD_HOLE = 3,      /* a write that failed; `blocks` to step over       */
+    CAIRN_RECORD_CLEAR = 4,     /* 1 block: every lower version of its space is dead */
 };
 
 /* Location part, 64 bytes at the start of a record: filled in by the log when it places it. */
@@ -83,7 +85,7 @@ struct cairn_record_body_disk {
     uint64_t version;      /* store-wide, grows with every put, replace and delete              */
     uint64_t created_ns;   /* wall clock                                                        */
     uint64_t expires_ns;   /* wall clock, 0 = never                                             */
-    uint64_t value_len;    /* bytes, 1 .. CAIRN_VALUE_MAX (0 for tombstones and holes)          */
+    uint64_t value_len;    /* bytes, 1 .. CAIRN_VALUE_MAX (0 but for values)                    */
     uint8_t key[32];
     uint8_t parent[32];    /* zero: root of its chain                                           */
     uint8_t identity[32];  /* fingerprint, zero if not given                                    */
@@ -117,7 +119,7 @@ struct cairn_summary_disk {
     uint64_t version;
     uint64_t expires_ns;
     uint32_t block;
-    uint32_t value_len;  /* 0 for a tombstone                */
+    uint32_t value_len;  /* 0 but for values                 */
     uint8_t parent[8];   /* first bytes of the parent's key  */
     uint8_t kind;        /* enum cairn_record_kind           */
     uint8_t pad0;

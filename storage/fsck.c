@@ -167,7 +167,7 @@ static bool payload_ok(struct fsck *f)
 
 static void record(struct fsck *f, bool *ret_payload_ok)
 {
-    static const char *const kinds[] = {"", "value", "tombstone", "hole"};
+    static const char *const kinds[] = {"", "value", "tombstone", "hole", "clear"};
     const struct cairn_record_disk *h = f->h;
     char key[65];
     bool ok = true;
@@ -177,16 +177,18 @@ static void record(struct fsck *f, bool *ret_payload_ok)
         f->r->payload_bytes += h->body.value_len;
     } else if (h->loc.kind == CAIRN_RECORD_TOMBSTONE) {
         f->r->tombstones++;
+    } else if (h->loc.kind == CAIRN_RECORD_CLEAR) {
+        f->r->clears++;
     } else {
         f->r->holes++;
     }
     /* The first 8 bytes of a key tell it apart and give nothing away. */
     dump(f,
          "{\"what\":\"record\",\"kind\":\"%s\",\"segment\":%u,\"block\":%u,\"blocks\":%u,"
-         "\"key\":\"%s\",\"version\":%" PRIu64 ",\"value_len\":%" PRIu64
+         "\"space\":%u,\"key\":\"%s\",\"version\":%" PRIu64 ",\"value_len\":%" PRIu64
          ",\"expires_ns\":%" PRIu64 ",\"session\":%u,\"synced_block\":%u,\"payload\":\"%s\"}",
          kinds[h->loc.kind], h->loc.segment, h->loc.block, h->loc.blocks,
-         hex(h->body.key, 8, key), h->body.version, h->body.value_len, h->body.expires_ns,
+         h->body.space, hex(h->body.key, 8, key), h->body.version, h->body.value_len, h->body.expires_ns,
          h->loc.session, h->loc.synced_block, ok ? "ok" : "bad");
     *ret_payload_ok = ok;
 }

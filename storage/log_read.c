@@ -85,6 +85,8 @@ static void load_span(struct nvme_load *l)
         if (l->end < l->from)
             l->end = l->from;
     }
+    if (op->header_only)
+        l->end = l->from;
     l->good = l->from;
 }
 
@@ -97,9 +99,10 @@ static enum cairn_cause header_cause(const struct cairn_nvme *t, const struct nv
         return CAIRN_CAUSE_HEADER;
     uint8_t key16[16];
     cairn_key16(r->body.key, key16);
-    /* Reclaim knows of a record only what the footer says. */
-    bool same = nvme_carrying(t, op) ? memcmp(key16, op->key.bytes, sizeof key16) == 0
-                                     : memcmp(r->body.key, op->key.bytes, sizeof r->body.key) == 0;
+    /* Reclaim knows of a record only what the footer says, a scan what the index does. */
+    bool short_key = nvme_carrying(t, op) || op->header_only;
+    bool same = short_key ? memcmp(key16, op->key.bytes, sizeof key16) == 0
+                          : memcmp(r->body.key, op->key.bytes, sizeof r->body.key) == 0;
     if (!same)
         return CAIRN_CAUSE_KEY;
     if (r->body.version != op->version)
@@ -183,7 +186,7 @@ static void header_arrived(struct cairn_nvme *t, struct nvme_load *l)
 static bool side_ok(const struct nvme_load *l)
 {
     const struct cairn_record_disk *r = l->image;
-    if (l->op->piece_count)
+    if (l->op->piece_count || l->op->header_only)
         return true;
     size_t at = ((size_t)cairn_blocks(r->body.value_len) + 1) * CAIRN_BLOCK;
     return cairn_side_check(r, (const uint8_t *)r + at);

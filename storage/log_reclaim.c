@@ -17,6 +17,12 @@ bool nvme_carrying(const struct cairn_nvme *t, const struct cairn_tier_op *op)
     return op == &t->reclaim.op;
 }
 
+bool nvme_carry_wanted(struct cairn_nvme *t)
+{
+    const struct nvme_reclaim *r = &t->reclaim;
+    return t->host.wanted(t->host.arg, &r->sums[r->at]);
+}
+
 static struct cairn_trailer_disk *trailer_of(struct nvme_reclaim *r)
 {
     size_t len = (size_t)(cairn_footer_blocks(r->count) - 1) * CAIRN_BLOCK;

@@ -59,16 +59,23 @@ struct nvme_footer *nvme_footer_of(struct cairn_nvme *t, uint32_t seg)
 
 /* --- placing --- */
 
-static uint32_t op_blocks(const struct cairn_tier_op *op)
+/* A record that makes others dead: of one block, made here, answered when it is durable. */
+static bool op_marks(const struct cairn_tier_op *op)
 {
-    return op->kind == CAIRN_TIER_TOMBSTONE ? 1 : op->blocks;
+    return op->kind == CAIRN_TIER_TOMBSTONE || op->kind == CAIRN_TIER_CLEAR;
 }
 
-static void tombstone_fill(struct cairn_record_disk *r, const struct cairn_tier_op *op)
+static uint32_t op_blocks(const struct cairn_tier_op *op)
+{
+    return op_marks(op) ? 1 : op->blocks;
+}
+
+static void mark_fill(struct cairn_record_disk *r, const struct cairn_tier_op *op)
 {
     memset(r, 0, sizeof *r);
     r->body.version = op->version;
     r->body.created_ns = cairn_wall_ns();
+    r->body.space = op->space;
     memcpy(r->body.key, op->key.bytes, sizeof r->body.key);
     cairn_body_seal(&r->body);
 }
@@ -104,12 +111,13 @@ static void fifo_push(struct cairn_nvme *t, struct nvme_unit *u)
     t->fifo_tail = u;
 }
 
-/* Is the op of any use still? Otherwise it is answered here. */
+/* Is the op of any use still? Otherwise it is answered here. Asked when the record gets its place: a
+ * value that was made dead since must not come to lie behind the record that says so. */
 static bool op_current(struct cairn_nvme *t, struct cairn_tier_op *op)
 {
-    if (op->kind != CAIRN_TIER_STORE || nvme_carrying(t, op))
+    if (op->kind != CAIRN_TIER_STORE)
         return true;
-    if (t->host.still_wanted(t->host.arg, op))
+    if (nvme_carrying(t, op) ? nvme_carry_wanted(t) : t->host.still_wanted(t->host.arg, op))
         return true;
     nvme_op_done(t, op, CAIRN_CANCELED, CAIRN_CAUSE_NONE);
     return false;
@@ -121,16 +129,17 @@ static void unit_add(struct cairn_nvme *t, struct nvme_unit *u, struct cairn_tie
     struct nvme_seg *s = &t->segs[u->seg];
     struct cairn_record_disk *r = op->image;
     uint32_t blocks = op_blocks(op);
-    bool tomb = op->kind == CAIRN_TIER_TOMBSTONE;
+    enum cairn_record_kind kind = op->kind == CAIRN_TIER_TOMBSTONE ? CAIRN_RECORD_TOMBSTONE
+                                  : op->kind == CAIRN_TIER_CLEAR   ? CAIRN_RECORD_CLEAR
+                                                                   : CAIRN_RECORD_VALUE;
     if (u->stage != STAGE_NONE) {
         r = (struct cairn_record_disk *)(u->buf + (size_t)u->blocks * CAIRN_BLOCK);
-        if (tomb)
-            tombstone_fill(r, op);
+        if (op_marks(op))
+            mark_fill(r, op);
         else
             cairn_copy(r, op->image, (size_t)blocks * CAIRN_BLOCK);
     }
-    nvme_loc_fill(t, &r->loc, u->seg, s->next, blocks,
-                  tomb ? CAIRN_RECORD_TOMBSTONE : CAIRN_RECORD_VALUE);
+    nvme_loc_fill(t, &r->loc, u->seg, s->next, blocks, kind);
     struct nvme_footer *f = nvme_footer_of(t, u->seg);
     cairn_summary_of(r, &f->sums[s->count]);
     if (r->body.version > t->version_max)
@@ -145,7 +154,7 @@ static void unit_add(struct cairn_nvme *t, struct nvme_unit *u, struct cairn_tie
 
 static bool small(const struct cairn_tier_op *op)
 {
-    return op && (op->kind == CAIRN_TIER_TOMBSTONE ||
+    return op && (op_marks(op) ||
                   (op->kind == CAIRN_TIER_STORE && op->blocks <= SMALL_BLOCKS));
 }
 
@@ -178,7 +187,7 @@ static struct nvme_unit *place_sync(struct cairn_nvme *t)
 static struct nvme_unit *place_records(struct cairn_nvme *t)
 {
     struct cairn_tier_op *op = t->wq.head;
-    bool staged = small(op) && (op->kind == CAIRN_TIER_TOMBSTONE || small(op->next));
+    bool staged = small(op) && (op_marks(op) || small(op->next));
     uint32_t seg = nvme_seg_room(t, op_blocks(op));
     if (seg == NVME_SEG_NONE || (staged && !t->stages_free) || !t->units_free)
         return NULL;
@@ -413,7 +422,7 @@ static void pop_records(struct cairn_nvme *t, struct nvme_unit *u)
     struct cairn_tier_op *op;
     while ((op = nvme_list_pop(&ops)) != NULL) {
         op->image_lost = lost;
-        if (ok && op->kind == CAIRN_TIER_TOMBSTONE) {
+        if (ok && op_marks(op)) {
             nvme_list_push(&t->sync_wait, op);
             nvme_watch(t, op->deadline_ns);
         } else if (ok) {
@@ -483,7 +492,7 @@ static void sync_done(struct cairn_nvme *t, struct nvme_io *x)
     struct cairn_tier_op *op;
     t->sync_fly = (struct nvme_ops_list){0};
     while ((op = nvme_list_pop(&ops)) != NULL) {
-        bool good = ok && (op->kind == CAIRN_TIER_TOMBSTONE || op->status == CAIRN_OK);
+        bool good = ok && (op_marks(op) || op->status == CAIRN_OK);
         nvme_op_done(t, op, good ? CAIRN_OK : CAIRN_IO,
                      good ? CAIRN_CAUSE_NONE : CAIRN_CAUSE_IO_ERROR);
     }

@@ -348,5 +348,7 @@ void nvme_footer_build(struct cairn_nvme *t, struct nvme_footer *f, uint32_t *re
 void nvme_reclaim_pump(struct cairn_nvme *t);
 void nvme_prewrite_pump(struct cairn_nvme *t, uint64_t now);
 bool nvme_carrying(const struct cairn_nvme *t, const struct cairn_tier_op *op);
+/* Is what is being carried over wanted still? */
+bool nvme_carry_wanted(struct cairn_nvme *t);
 
 #endif

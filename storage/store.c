@@ -38,7 +38,8 @@ static cairn_status open_tables(struct cairn_vault *v)
     v->slots = cairn_table_alloc(v->slot_bytes);
     v->ops = cairn_calloc(VAULT_OPS, sizeof *v->ops);
     v->evict_list = cairn_malloc(VAULT_EVICT_MAX * sizeof *v->evict_list);
-    if (!v->slots || !v->ops || !v->evict_list)
+    v->drops = drops_open();
+    if (!v->slots || !v->ops || !v->evict_list || !v->drops)
         return CAIRN_NOMEM;
     v->free = v->dirty = v->flying = (struct slot_list){CAIRN_SLOT_NONE, CAIRN_SLOT_NONE};
     for (uint32_t n = 0; n < v->slot_count; n++) {
@@ -60,6 +61,7 @@ static void free_tables(struct cairn_vault *v)
         v->policy->ops->destroy(v->policy);
     cairn_index_destroy(v->index);
     cairn_extents_destroy(v->extents);
+    drops_close(v->drops);
     free(v->evict_list);
     free(v->ops);
     if (v->slots)
@@ -92,15 +94,20 @@ static void remember_each(void *arg, const void *canon, uint32_t len)
         cairn_log(CAIRN_LOG_WARN, "no memory to remember an identity");
 }
 
-/* What recovery left in the index: marks of dead keys go, expired and live values stay. */
+/* What recovery left in the index: marks of dead keys and values of cleared spaces go, expired and
+ * live values stay. */
 static void end_recovery(struct cairn_vault *v)
 {
     /* The tier runs by now, and may be asking about what it reclaims. */
     pthread_mutex_lock(&v->lock);
     for (uint32_t id = cairn_index_next(v->index, 0); id != CAIRN_ENTRY_NONE;
-         id = cairn_index_next(v->index, id + 1))
-        if (cairn_index_entry(v->index, id)->flags & CAIRN_ENTRY_TOMB)
-            entry_remove(v, id);
+         id = cairn_index_next(v->index, id + 1)) {
+        const struct cairn_entry *e = cairn_index_entry(v->index, id);
+        if (e->flags & CAIRN_ENTRY_TOMB)
+            entry_remove(v, id, CAIRN_CAUSE_NONE);
+        else if (!entry_living(v, e))
+            entry_remove(v, id, CAIRN_CAUSE_CLEARED);
+    }
     pthread_mutex_unlock(&v->lock);
 }
 

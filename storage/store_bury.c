@@ -66,7 +66,7 @@ static bool delete_entry(struct cairn_vault *v, const struct cairn_key *key)
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->slot != CAIRN_SLOT_NONE)
         slot_detach(v, &v->slots[e->slot]);
-    entry_remove(v, id);
+    entry_remove(v, id, CAIRN_CAUSE_DELETED);
     count(&v->c.deleted, 1);
     return true;
 }

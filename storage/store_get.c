@@ -1,5 +1,5 @@
-/* Getting and looking up. A get runs over its keys with a window: values on disk are being read into
- * RAM ahead of the one that is copied out. */
+/* Getting and looking up. A get runs over its keys with a window: values on disk are being read
+ * into RAM ahead of the one that is copied out. */
 #include <string.h>
 
 #include "base/clock.h"
@@ -170,14 +170,14 @@ static void admit_more(struct get_run *r)
     }
 }
 
-void slot_drop_damaged(struct cairn_vault *v, struct slot *s)
+void slot_drop_damaged(struct cairn_vault *v, struct slot *s, enum cairn_cause cause)
 {
     uint32_t id = s->entry;
     if (id == CAIRN_ENTRY_NONE)
         return;
     slot_count_lost(v, s);
     slot_detach(v, s);
-    entry_drop_if_empty(v, id);
+    entry_drop_if_empty(v, id, cause);
 }
 
 void slot_drop_expired(struct cairn_vault *v, struct slot *s)
@@ -187,7 +187,7 @@ void slot_drop_expired(struct cairn_vault *v, struct slot *s)
         return;
     slot_detach(v, s);
     cairn_index_entry(v->index, id)->block = CAIRN_BLOCK_NONE;
-    entry_drop_if_empty(v, id);
+    entry_drop_if_empty(v, id, CAIRN_CAUSE_EXPIRED);
 }
 
 /* Gives back what was copied out. Lock held. */
@@ -200,7 +200,7 @@ static void settle(struct get_run *r)
         if (f->disk)
             r->loading_blocks -= f->slot->blocks;
         if (f->bad)
-            slot_drop_damaged(r->v, f->slot);
+            slot_drop_damaged(r->v, f->slot, f->cause);
         if (f->expired)
             slot_drop_expired(r->v, f->slot);
         slot_unpin(r->v, f->slot);
@@ -348,6 +348,7 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
     f->expired = cause == CAIRN_CAUSE_EXPIRED;
     f->bad = cause_is_damage(cause) ||
              (cause == CAIRN_CAUSE_LENGTH && slot_damaged_length(v, f->slot));
+    f->cause = (uint8_t)cause;
     return cause;
 }
 
@@ -363,7 +364,7 @@ static enum cairn_cause retry(struct get_run *r, struct flight *f, const struct 
     pthread_mutex_lock(&v->lock);
     uint32_t held = f->disk ? f->slot->blocks : 0;
     if (f->bad)
-        slot_drop_damaged(v, f->slot);
+        slot_drop_damaged(v, f->slot, f->cause);
     slot_unpin(v, f->slot);
     *f = admit(v, g);
     r->loading_blocks -= held;

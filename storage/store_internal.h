@@ -107,6 +107,8 @@ struct cairn_vault {
     uint64_t ahead_blocks;       /* may leave before write_ahead looks again               */
     bool some_on_evict;          /* values are written as they leave, whatever o.write is  */
     uint64_t held[VAULT_SPACES]; /* entries of each space                                  */
+    uint64_t cleared[VAULT_SPACES]; /* values of a lower version are dead, or about to be   */
+    struct drops *drops;
     uint64_t lost_writes_flushed; /* lost_writes at the last flush that reported them */
     uint32_t clock_hand;         /* of index eviction */
     uint32_t failed_slots;
@@ -154,17 +156,25 @@ void slot_evict(struct cairn_vault *v, struct slot *s);
 bool slot_evictable(const struct cairn_vault *v, const struct slot *s);
 /* Counts an accepted value that leaves RAM before it was written. */
 void slot_count_lost(struct cairn_vault *v, const struct slot *s);
-void entry_remove(struct cairn_vault *v, uint32_t id);
+/* `cause` is remembered for whoever asks why the key is not held; NONE: no reason to. */
+void entry_remove(struct cairn_vault *v, uint32_t id, enum cairn_cause cause);
 /* Counts an entry in or out of its space. */
 void entry_count(struct cairn_vault *v, const struct cairn_entry *e, int by);
+/* Its space was not cleared since. */
+bool entry_living(const struct cairn_vault *v, const struct cairn_entry *e);
 /* May its value be written to the disk still? */
 bool entry_writable(const struct cairn_vault *v, const struct cairn_entry *e);
 /* Removes an entry that has neither RAM nor disk copy. */
-void entry_drop_if_empty(struct cairn_vault *v, uint32_t id);
+void entry_drop_if_empty(struct cairn_vault *v, uint32_t id, enum cairn_cause cause);
 /* A new entry for the key, dropping an old disk-only one if the index is full. */
 uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key);
 /* Forgets the disk copy: the record stays there but is not found again before a restart. */
-void entry_forget_disk(struct cairn_vault *v, uint32_t id);
+void entry_forget_disk(struct cairn_vault *v, uint32_t id, enum cairn_cause cause);
+
+/* store_drops.c: lock held */
+struct drops *drops_open(void);
+void drops_close(struct drops *d);
+void drops_note(struct drops *d, const uint8_t key16[16], enum cairn_cause cause);
 
 /* store_write.c */
 void write_queue(struct cairn_vault *v, struct slot *s);
@@ -216,7 +226,7 @@ enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct
 bool slot_damaged_length(const struct cairn_vault *v, const struct slot *s);
 bool cause_is_damage(enum cairn_cause c);
 /* Takes a damaged RAM copy out; the disk copy, if any, stays. Lock held. */
-void slot_drop_damaged(struct cairn_vault *v, struct slot *s);
+void slot_drop_damaged(struct cairn_vault *v, struct slot *s, enum cairn_cause cause);
 /* The record stays on disk, where its own expiry time keeps it from coming back. Lock held. */
 void slot_drop_expired(struct cairn_vault *v, struct slot *s);
 

@@ -1,5 +1,5 @@
-/* Pins: values that stay where they are while somebody reads them in place (leases, a node that sends
- * from the arena), and the side records behind them. */
+/* Pins: values that stay where they are while somebody reads them in place (leases, a node that
+ * sends from the arena), and the side records behind them. */
 #include <string.h>
 
 #include "storage/store_internal.h"
@@ -76,7 +76,7 @@ static bool pin_finish(struct cairn_vault *v, struct slot *s, const struct cairn
     if (cause) {
         count_miss(v, cause);
         if (cause_is_damage(cause))
-            slot_drop_damaged(v, s);
+            slot_drop_damaged(v, s, cause);
     } else if (verify) {
         s->checked = true;
     }
@@ -110,7 +110,7 @@ static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cair
                    cairn_index_entry(v->index, id)->block != CAIRN_BLOCK_NONE;
     count_miss(v, cause);
     if (cause_is_damage(cause))
-        slot_drop_damaged(v, s);
+        slot_drop_damaged(v, s, cause);
     else if (cause == CAIRN_CAUSE_EXPIRED)
         slot_drop_expired(v, s);
     lease_uncount(v, s);

@@ -181,32 +181,39 @@ void entry_count(struct cairn_vault *v, const struct cairn_entry *e, int by)
         v->held[e->space] += (uint64_t)by;
 }
 
-bool entry_writable(const struct cairn_vault *v, const struct cairn_entry *e)
+bool entry_living(const struct cairn_vault *v, const struct cairn_entry *e)
 {
-    (void)v;
-    return !(e->flags & CAIRN_ENTRY_DYING);
+    return e->space >= VAULT_SPACES || e->version >= v->cleared[e->space];
 }
 
-void entry_remove(struct cairn_vault *v, uint32_t id)
+bool entry_writable(const struct cairn_vault *v, const struct cairn_entry *e)
 {
-    entry_count(v, cairn_index_entry(v->index, id), -1);
+    return !(e->flags & CAIRN_ENTRY_DYING) && entry_living(v, e);
+}
+
+void entry_remove(struct cairn_vault *v, uint32_t id, enum cairn_cause cause)
+{
+    const struct cairn_entry *e = cairn_index_entry(v->index, id);
+    entry_count(v, e, -1);
+    if (cause)
+        drops_note(v->drops, e->key, cause);
     cairn_index_remove(v->index, id);
 }
 
-void entry_drop_if_empty(struct cairn_vault *v, uint32_t id)
+void entry_drop_if_empty(struct cairn_vault *v, uint32_t id, enum cairn_cause cause)
 {
     const struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->slot == CAIRN_SLOT_NONE && e->block == CAIRN_BLOCK_NONE)
-        entry_remove(v, id);
+        entry_remove(v, id, cause);
 }
 
-void entry_forget_disk(struct cairn_vault *v, uint32_t id)
+void entry_forget_disk(struct cairn_vault *v, uint32_t id, enum cairn_cause cause)
 {
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->block != CAIRN_BLOCK_NONE)
         count(&v->c.forgotten, 1);
     e->block = CAIRN_BLOCK_NONE;
-    entry_drop_if_empty(v, id);
+    entry_drop_if_empty(v, id, cause);
 }
 
 void slot_evict(struct cairn_vault *v, struct slot *s)
@@ -219,7 +226,7 @@ void slot_evict(struct cairn_vault *v, struct slot *s)
     slot_count_lost(v, s);
     v->ahead_blocks -= s->blocks < v->ahead_blocks ? s->blocks : v->ahead_blocks;
     cut(v, s, true);
-    entry_drop_if_empty(v, id);
+    entry_drop_if_empty(v, id, CAIRN_CAUSE_EVICTED);
 }
 
 static bool usable_tail(void *arg, uint32_t n)
@@ -321,14 +328,14 @@ static bool forget_one(struct cairn_vault *v)
         if (e->slot != CAIRN_SLOT_NONE)
             continue;
         if (!(e->flags & CAIRN_ENTRY_HIT)) {
-            entry_forget_disk(v, id);
+            entry_forget_disk(v, id, CAIRN_CAUSE_EVICTED);
             return true;
         }
         e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
         hit = id;
     }
     if (hit != CAIRN_ENTRY_NONE)
-        entry_forget_disk(v, hit);
+        entry_forget_disk(v, hit, CAIRN_CAUSE_EVICTED);
     return hit != CAIRN_ENTRY_NONE;
 }
 
@@ -345,7 +352,7 @@ uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key)
         bool on_disk = cairn_index_entry(v->index, old)->block != CAIRN_BLOCK_NONE;
         slot_evict(v, &v->slots[victim]);
         if (on_disk)
-            entry_forget_disk(v, old);
+            entry_forget_disk(v, old, CAIRN_CAUSE_EVICTED);
     }
     return cairn_index_insert(v->index, key);
 }

@@ -177,9 +177,9 @@ static void load_failed(struct cairn_vault *v, struct vault_op *op, struct slot 
     if (e->block != op->op.block)
         s->cause = CAIRN_CAUSE_RECLAIMED; /* moved under the read: not damage */
     if (doubtful(op->op.cause) && e->block == op->op.block)
-        entry_forget_disk(v, id);
+        entry_forget_disk(v, id, op->op.cause);
     else
-        entry_drop_if_empty(v, id);
+        entry_drop_if_empty(v, id, op->op.cause);
 }
 
 static void load_done(struct cairn_vault *v, struct vault_op *op, struct slot *s)
@@ -247,6 +247,11 @@ static bool host_recovered(void *arg, const struct cairn_tier *t,
                            const struct cairn_summary_disk *r)
 {
     struct cairn_vault *v = arg;
+    if (r->kind == CAIRN_RECORD_CLEAR) {
+        if (r->space < VAULT_SPACES && r->version > v->cleared[r->space])
+            v->cleared[r->space] = r->version;
+        return true;
+    }
     uint32_t id = cairn_index_find16(v->index, r->key);
     if (id == CAIRN_ENTRY_NONE) {
         /* Once something was left out, a new key could be an older version of it. */
@@ -325,7 +330,7 @@ static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t
         e->block = CAIRN_BLOCK_NONE;
         if (e->slot != CAIRN_SLOT_NONE)
             v->slots[e->slot].tried = false; /* its segment is void by now */
-        entry_drop_if_empty(v, id);
+        entry_drop_if_empty(v, id, CAIRN_CAUSE_RECLAIMED);
     }
     pthread_mutex_unlock(&v->lock);
 }

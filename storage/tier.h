@@ -7,13 +7,13 @@
  *     deadline; if the device still holds the image then, op->image_lost is true and the image's
  *     memory belongs to the tier until host->image_back (never, if the device never answers).
  *  2. submit is callable from any thread, does not block on the device, and keeps ops in order:
- *     a SYNC covers every STORE and TOMBSTONE accepted before it.
+ *     a SYNC covers everything accepted before it.
  *  3. LOAD answers OK only for a record whose location, key, version, value_len and every piece
  *     checksum were compared; a bad read was tried twice. Anything else: status MISS, CORRUPT, IO
  *     or TIMEOUT and a cause.
  *  4. STORE answers OK when this record and every earlier record of its segment are completely
  *     written (readable, in order); SYNC when all those are on stable storage, and CAIRN_IO if one
- *     of them failed since the SYNC before. TOMBSTONE answers OK when durable.
+ *     of them failed since the SYNC before. TOMBSTONE and CLEAR answer OK when durable.
  *  5. Space is reclaimed oldest segment first. Before a segment's records are gone the host is told
  *     (host->reclaim), and asked which to keep (host->wanted); kept records are appended again with
  *     their version unchanged, within the budget.
@@ -31,7 +31,13 @@
 
 struct cairn_tier;
 
-enum cairn_tier_kind { CAIRN_TIER_LOAD, CAIRN_TIER_STORE, CAIRN_TIER_TOMBSTONE, CAIRN_TIER_SYNC };
+enum cairn_tier_kind {
+    CAIRN_TIER_LOAD,
+    CAIRN_TIER_STORE,
+    CAIRN_TIER_TOMBSTONE, /* a record that makes older versions of a key dead   */
+    CAIRN_TIER_CLEAR,     /* the same for every key of a space                  */
+    CAIRN_TIER_SYNC,
+};
 
 struct cairn_tier_op {
     enum cairn_tier_kind kind;
@@ -45,10 +51,14 @@ struct cairn_tier_op {
      * (image still has room for all); piece_count 0 = all. The header is always read. */
     uint32_t piece_first, piece_count;
     uint64_t deadline_ns;
-    /* Expected by LOAD; TOMBSTONE writes key and version. */
+    /* LOAD of the header alone, into an image of one block: of the key only the first 16 bytes are
+     * given, as key16.h makes them. */
+    bool header_only;
+    /* Expected by LOAD; TOMBSTONE writes key and version, CLEAR space and version. */
     struct cairn_key key;
     uint64_t version;
     uint32_t value_len;
+    uint16_t space;
 
     cairn_status status;
     enum cairn_cause cause;
@@ -71,10 +81,10 @@ struct cairn_tier_host {
      * meanwhile; the op then completes with CAIRN_CANCELED and nothing is written. */
     bool (*still_wanted)(void *arg, const struct cairn_tier_op *op);
     /* A record found at open, in no particular order, each key possibly several times, tombstones
-     * included (kind). The host keeps the highest version of a key, and of two copies of one version
-     * (a power cut between carrying it over and letting its segment go leaves both) the one that
-     * will be reclaimed last (t->ops->outlives): when that one is forgotten, no other is left to
-     * come back. Returning false stops recovery with CAIRN_NOMEM. */
+     * and clears included (kind). The host keeps the highest version of a key, and of two copies of
+     * one version (a power cut between carrying it over and letting its segment go leaves both) the
+     * one that will be reclaimed last (t->ops->outlives): when that one is forgotten, no other is
+     * left to come back. Returning false stops recovery with CAIRN_NOMEM. */
     bool (*recovered)(void *arg, const struct cairn_tier *t, const struct cairn_summary_disk *s);
     /* Is the index's current copy of this key at s->block, is it not expired, and is it worth
      * carrying over (hit since written, or head of a living chain)? Called just before the record
@@ -158,7 +168,7 @@ const struct cairn_tier_ops *cairn_tier_find(const char *name);
 
 /* --- reading a log without opening it for writing (fsck, tests) --- */
 struct cairn_fsck_report {
-    uint64_t segments, sealed, open, records, tombstones, holes;
+    uint64_t segments, sealed, open, records, tombstones, clears, holes;
     uint64_t bad_headers, bad_payloads, bad_footers, bad_supers;
     uint64_t payload_bytes;
 };

@@ -76,7 +76,7 @@ static void op_measure(struct cairn_nvme *t, const struct cairn_tier_op *op)
     switch (op->kind) {
     case CAIRN_TIER_LOAD:
         nvme_count(&t->stats.loads, 1);
-        nvme_count(&t->stats.read_bytes, (uint64_t)op->blocks * CAIRN_BLOCK);
+        nvme_count(&t->stats.read_bytes, (uint64_t)(op->header_only ? 1 : op->blocks) * CAIRN_BLOCK);
         cairn_hist_add(&t->stats.load_ns, ns);
         break;
     case CAIRN_TIER_STORE:
@@ -84,6 +84,7 @@ static void op_measure(struct cairn_nvme *t, const struct cairn_tier_op *op)
         cairn_hist_add(&t->stats.store_ns, ns);
         break;
     case CAIRN_TIER_TOMBSTONE:
+    case CAIRN_TIER_CLEAR:
         nvme_count(&t->stats.tombstones, 1);
         break;
     case CAIRN_TIER_SYNC:

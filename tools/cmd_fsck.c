@@ -32,7 +32,7 @@ static void progress(void *arg, uint64_t done, uint64_t total)
 }
 
 #define COUNTS(X)                                                                                  \
-    X(segments) X(sealed) X(open) X(records) X(tombstones) X(holes) X(bad_headers)                 \
+    X(segments) X(sealed) X(open) X(records) X(tombstones) X(clears) X(holes) X(bad_headers)       \
     X(bad_payloads) X(bad_footers) X(bad_supers) X(payload_bytes)
 
 static void print_report(const struct cairn_fsck_report *r, const char *path, bool ok, bool json)
