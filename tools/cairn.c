@@ -7,7 +7,9 @@
 #include "tools/cli.h"
 
 static const struct cli_command *const commands[] = {
-    &cli_features, &cli_keys, &cli_put, &cli_get, &cli_stat, &cli_why, &cli_fsck, &cli_bench,
+    &cli_features, &cli_doctor, &cli_keys,   &cli_put,      &cli_get,   &cli_stat, &cli_why,
+    &cli_fsck,     &cli_bench,  &cli_ping,   &cli_info,     &cli_top,   &cli_lookup,
+    &cli_why_miss, &cli_clear,  &cli_pin,    &cli_unpin,    &cli_config,
 };
 #define COMMANDS (sizeof commands / sizeof *commands)
 #define OPTIONS_CAP 32768

@@ -23,8 +23,12 @@ struct cli_command {
     const char *more; /* further lines of --help, or NULL */
 };
 
+/* On stores, on keys and on the machine. */
 extern const struct cli_command cli_features, cli_keys, cli_put, cli_get, cli_stat, cli_why,
-    cli_fsck, cli_bench;
+    cli_fsck, cli_bench, cli_doctor;
+/* On a running node. */
+extern const struct cli_command cli_ping, cli_info, cli_top, cli_lookup, cli_why_miss, cli_clear,
+    cli_pin, cli_unpin, cli_config;
 
 /* Prints "cairn NAME: sentence" on stderr and returns the exit status given. */
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -1,10 +1,8 @@
 /* Who watches the node: /metrics, /healthz and /debug/state over HTTP, loopback only, on one thread
  * of its own. Everything is bounded: connections, their memory, and their whole life, so that one
  * that dawdles cannot hold a place. Every answer closes its connection. */
-#include <arpa/inet.h>
 #include <errno.h>
 #include <microhttpd.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +13,7 @@
 
 #include "base/clock.h"
 #include "tools/cairnd/node.h"
+#include "transport/addr.h"
 
 #define CONNECTIONS_MAX 32
 #define CONNECTION_MEMORY 16384
@@ -170,14 +169,12 @@ static void *serve(void *arg)
     return NULL;
 }
 
-static struct MHD_Daemon *start_daemon(struct http *h)
+static struct MHD_Daemon *start_daemon(struct http *h, const struct cairn_addr *at)
 {
-    struct sockaddr_in at = {.sin_family = AF_INET,
-                             .sin_port = htons((uint16_t)h->node->o.http_port),
-                             .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    unsigned family = at->at.any.sa_family == AF_INET6 ? MHD_USE_IPv6 : 0;
     return MHD_start_daemon(
-        MHD_USE_EPOLL, 0, NULL, NULL, handle, h,
-        MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&at,
+        MHD_USE_EPOLL | family, 0, NULL, NULL, handle, h,
+        MHD_OPTION_SOCK_ADDR, &at->at.any,
         MHD_OPTION_CONNECTION_LIMIT, (unsigned)CONNECTIONS_MAX,
         MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)CONNECTION_MEMORY,
         MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)CONNECTION_SECONDS,
@@ -199,6 +196,10 @@ cairn_status http_start(struct node *n, char *err, size_t err_cap)
     n->http = NULL;
     if (!n->o.http_port)
         return CAIRN_OK;
+    struct cairn_addr at;
+    cairn_status s = cairn_addr_tcp(n->o.bind, (uint16_t)n->o.http_port, &at, err, err_cap);
+    if (s)
+        return s;
     struct http *h = calloc(1, sizeof *h);
     if (!h)
         return CAIRN_NOMEM;
@@ -207,10 +208,11 @@ cairn_status http_start(struct node *n, char *err, size_t err_cap)
         h->place[i].fd = -1;
     h->stop_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     errno = 0;
-    h->daemon = h->stop_fd < 0 ? NULL : start_daemon(h);
+    h->daemon = h->stop_fd < 0 ? NULL : start_daemon(h, &at);
     if (!h->daemon || pthread_create(&h->thread, NULL, serve, h)) {
-        snprintf(err, err_cap, "cannot serve HTTP on 127.0.0.1:%u: %s; give another --http-port, "
-                 "or 0 for none", (unsigned)n->o.http_port, errno ? strerror(errno) : "no memory");
+        snprintf(err, err_cap, "cannot serve HTTP on %s port %u: %s; give another --http-port, "
+                 "or 0 for none", n->o.bind, (unsigned)n->o.http_port,
+                 errno ? strerror(errno) : "no memory");
         destroy(h);
         return CAIRN_IO;
     }

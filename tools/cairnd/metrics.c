@@ -10,6 +10,7 @@
 #include "connector/cairn.h"
 #include "storage/figures.h"
 #include "tools/cairnd/exposition.h"
+#include "tools/cairnd/kv_share.h"
 #include "tools/cairnd/node.h"
 
 static uint64_t get(const _Atomic uint64_t *c)
@@ -195,14 +196,40 @@ static void add_clients(struct text *t, struct node *n)
     uint32_t clients = n->client_count;
     pthread_mutex_unlock(&n->clients_lock);
     gauge(t, "cairn_clients", "connections open", clients);
-    gauge(t, "cairn_clients_max", "connections allowed", (double)n->o.clients_max);
+    gauge(t, "cairn_clients_max", "connections allowed", (double)node_live(&n->o.clients_max));
     struct metric m = metric_begin(t, "cairn_connections_total", METRIC_COUNTER,
                                    "connections by what became of them at first");
     metric_count(&m, LABELS({"result", "accepted"}), get(&s->connections));
     metric_count(&m, LABELS({"result", "refused"}), get(&s->connections_refused));
-    counter(t, "cairn_connections_killed_total", "connections closed over a limit or by command",
-            get(&s->connections_killed));
-    m = metric_begin(t, "cairn_leases_total", METRIC_COUNTER,
+    m = metric_begin(t, "cairn_connections_closed_total", METRIC_COUNTER,
+                     "connections that the node closed, by reason");
+    metric_count(&m, LABELS({"reason", "killed"}), get(&s->connections_killed));
+    metric_count(&m, LABELS({"reason", "idle"}), get(&s->closed_idle));
+    metric_count(&m, LABELS({"reason", "handshake"}), get(&s->closed_handshake));
+    metric_count(&m, LABELS({"reason", "request"}), get(&s->closed_request));
+    metric_count(&m, LABELS({"reason", "output"}), get(&s->closed_output));
+    metric_count(&m, LABELS({"reason", "protocol"}), get(&s->closed_protocol));
+    metric_count(&m, LABELS({"reason", "memory"}), get(&s->closed_memory));
+    counter(t, "cairn_payloads_refused_total", "long arguments there was no memory for",
+            get(&s->payload_refused));
+}
+
+static void add_leases(struct text *t, struct node *n)
+{
+    const struct node_stats *s = &n->stats;
+    struct kv_figures kv;
+    kv_figures(n, &kv);
+    gauge(t, "cairn_leases_active", "leases that pin values", kv.leases);
+    gauge(t, "cairn_lease_pins", "values that leases pin", (double)kv.lease_pins);
+    gauge(t, "cairn_oldest_lease_seconds", "age of the oldest lease, 0 without any",
+          (double)node_leases_each(n, NULL, NULL) / 1e9);
+    gauge(t, "cairn_operator_pins", "values pinned by CAIRN.PIN", kv.operator_pins);
+    gauge(t, "cairn_shared_processes", "processes that map the arena", kv.processes);
+    gauge(t, "cairn_shared_orphans", "of them those without a connection that hold leases",
+          kv.orphans);
+    gauge(t, "cairn_window_bytes", "memory of clients' windows", (double)kv.window_bytes);
+    gauge(t, "cairn_prefetch_queue", "chunks that wait to be brought into RAM", kv.prefetch_keys);
+    struct metric m = metric_begin(t, "cairn_leases_total", METRIC_COUNTER,
                      "leases taken, released, and lost with their client");
     metric_count(&m, LABELS({"event", "taken"}), get(&s->leases_taken));
     metric_count(&m, LABELS({"event", "released"}), get(&s->leases_released));
@@ -281,6 +308,7 @@ size_t report_metrics(struct node *n, char *out, size_t cap)
     if (f.has_disk)
         add_disk(&t, &f);
     add_clients(&t, n);
+    add_leases(&t, n);
     add_process(&t, n);
     return t.len;
 }

@@ -92,7 +92,8 @@ Test(exposition, what_does_not_fit_is_counted_and_nothing_is_written_behind_the_
 
 Test(exposition, json_strings_are_utf8_whatever_comes)
 {
-    text_json_string(&text, "a\"\\\n\x01\x7f\xc3\xa9\xff\xc0\xaf\xed\xa0\x80\xf0\x9f\x98\x80\xe2\x82");
+    text_json_string(&text, "a\"\\\n\x01\x7f\xc3\xa9\xff\xc0\xaf\xed\xa0\x80"
+                            "\xf0\x9f\x98\x80\xe2\x82");
     cr_assert_str_eq(out, "\"a\\\"\\\\\\u000a\\u0001\\u007f\xc3\xa9\\ufffd\\ufffd\\ufffd"
                           "\\ufffd\\ufffd\\ufffd\xf0\x9f\x98\x80\\ufffd\\ufffd\"");
 }
