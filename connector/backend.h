@@ -61,6 +61,6 @@ struct cairn_backend_ops {
 const struct cairn_backend_ops *cairn_backend_find(const char *uri);
 extern const struct cairn_backend_ops *const cairn_backends[];
 
-extern const struct cairn_backend_ops cairn_embedded_ops;
+extern const struct cairn_backend_ops cairn_embedded_ops, cairn_unix_ops, cairn_tcp_ops;
 
 #endif

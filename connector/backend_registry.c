@@ -4,6 +4,8 @@
 
 const struct cairn_backend_ops *const cairn_backends[] = {
     &cairn_embedded_ops,
+    &cairn_unix_ops,
+    &cairn_tcp_ops,
     NULL,
 };
 

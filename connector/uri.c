@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/clock.h"
+#include "connector/remote_uri.h"
 
 #define LOG_NAME "cairn.log"
 
@@ -60,23 +61,30 @@ const struct cairn_opt cairn_uri_options[] = {
     {.name = NULL},
 };
 
-static char help_text[4096];
+static char help_text[8192];
 
-static void help_write(void)
+/* Lines of one table after what is in `help_text` already. Returns the length now. */
+static size_t help_add(size_t at, const char *title, const struct cairn_opt *table)
 {
-    size_t at = 0;
-    for (const struct cairn_opt *o = cairn_uri_options; o->name; o++) {
-        int n = snprintf(help_text + at, sizeof help_text - at, "%s=%s  %s", o->name, o->def,
-                         o->help);
-        at += (size_t)n;
-        for (const char *const *c = o->choices; c && *c && at < sizeof help_text; c++)
-            at += (size_t)snprintf(help_text + at, sizeof help_text - at, "%s%s",
-                                   c == o->choices ? ": " : ", ", *c);
-        if (at + 2 > sizeof help_text)
-            break;
+    size_t cap = sizeof help_text;
+    at += (size_t)snprintf(help_text + at, cap - at, "%s", title);
+    for (const struct cairn_opt *o = table; o->name; o++) {
+        at += (size_t)snprintf(help_text + at, cap - at, "%s=%s  %s", o->name, o->def, o->help);
+        for (const char *const *c = o->choices; c && *c && at < cap; c++)
+            at += (size_t)snprintf(help_text + at, cap - at, "%s%s", c == o->choices ? ": " : ", ",
+                                   *c);
+        if (at + 2 > cap)
+            return cap - 1;
         help_text[at++] = '\n';
         help_text[at] = '\0';
     }
+    return at;
+}
+
+static void help_write(void)
+{
+    size_t at = help_add(0, "embedded:///path?...\n", cairn_uri_options);
+    help_add(at, "unix:/path?... and tcp://127.0.0.1:port?...\n", remote_option_table);
 }
 
 const char *cairn_options_help(void)
@@ -104,8 +112,7 @@ static int hex(char c)
                                           : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
 }
 
-/* %XX escapes of `len` bytes into out; false if it does not fit or an escape is bad. */
-static bool unescape(const char *in, size_t len, char *out, size_t cap)
+bool cairn_uri_unescape(const char *in, size_t len, char *out, size_t cap)
 {
     size_t n = 0;
     for (size_t i = 0; i < len; i++) {
@@ -146,7 +153,7 @@ static cairn_status parse_path(const char *rest, size_t len, struct cairn_uri *u
             return bad(err, cap, "'%s': a host name in an embedded URI; write embedded:///path "
                                  "with three slashes", rest);
     }
-    if (!unescape(rest, len, u->path, sizeof u->path))
+    if (!cairn_uri_unescape(rest, len, u->path, sizeof u->path))
         return bad(err, cap, "'%s': the path is too long or has a bad %%XX escape", rest);
     if (!find_log(u->path, sizeof u->path))
         return bad(err, cap, "'%s': the path is too long", u->path);

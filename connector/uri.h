@@ -18,6 +18,9 @@ extern const struct cairn_opt cairn_uri_options[];
 /* Public: connector/cairn.h has its contract. */
 const char *cairn_options_help(void);
 
+/* %XX escapes of `len` bytes into out; false if it does not fit or an escape is bad. */
+bool cairn_uri_unescape(const char *in, size_t len, char *out, size_t cap);
+
 /* CAIRN_INVAL with one sentence in err that names the part and the fix. */
 cairn_status cairn_uri_parse(const char *uri, struct cairn_uri *ret, char *err, size_t err_cap);
 

@@ -25,7 +25,8 @@
     X(BAD_KEY, "bad_key", "key or value of an impossible size") \
     X(EVICTED, "evicted", "dropped for room") \
     X(DELETED, "deleted", "deleted by request") \
-    X(CLEARED, "cleared", "its space was cleared")
+    X(CLEARED, "cleared", "its space was cleared") \
+    X(NODE, "node", "the node that has it cannot be reached")
 
 enum cairn_cause {
 #define CAIRN_CAUSE_ENUM(id, name, text) CAIRN_CAUSE_##id,

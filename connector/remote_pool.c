@@ -1,0 +1,366 @@
+/* The connections of a store, and when to leave a node alone.
+ *
+ * A call takes an idle connection, makes one, or waits for one. A connection on which a call failed is
+ * dropped; its socket stays open, unused, while views of leases taken over it are in use, and before it
+ * is closed the node is told that all of them are over: an end alone does not tell it that nobody
+ * reads there any more. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "connector/remote.h"
+#include "transport/sock.h"
+
+/* A call that waited for less says nothing of the node. */
+#define FAILURE_MIN_NS (20 * CAIRN_NS_PER_MS)
+/* While the breaker is open one call in a pause tries the node: it waits so long for its hello. */
+#define TRIAL_NS (100 * CAIRN_NS_PER_MS)
+
+uint64_t remote_patience(const struct remote *r)
+{
+    return cairn_deadline_ns(r->o.timeout_ns);
+}
+
+enum cairn_cause remote_cause(cairn_status failed)
+{
+    switch (failed) {
+    case CAIRN_OK: return CAIRN_CAUSE_ABSENT;
+    case CAIRN_TIMEOUT: return CAIRN_CAUSE_DEADLINE;
+    case CAIRN_BUSY: return CAIRN_CAUSE_QUEUE_FULL;
+    case CAIRN_NOMEM: return CAIRN_CAUSE_NO_ROOM;
+    default: return CAIRN_CAUSE_NODE;
+    }
+}
+
+cairn_status remote_status(cairn_status failed)
+{
+    switch (failed) {
+    case CAIRN_NOTFOUND: return CAIRN_BUSY;
+    case CAIRN_CORRUPT: return CAIRN_IO;
+    default: return failed;
+    }
+}
+
+static void count(_Atomic uint64_t *counter)
+{
+    atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
+}
+
+/* --- pins --- */
+
+/* Nobody uses the dropped connection any more. */
+static void farewell(struct remote_conn *c)
+{
+    if (c->arena && !c->lost && !c->send_failed) {
+        conn_command(c, "CAIRN.RELEASE", 1);
+        conn_bytes(c, "ALL", 3);
+        (void)conn_flush_now(c);
+    }
+    conn_close(c);
+}
+
+void remote_pin_bind(struct remote_conn *c, struct remote_pin *pin, struct remote *r)
+{
+    pin->conn = c;
+    memcpy(pin->run_id, c->hello.run_id, sizeof pin->run_id);
+    pthread_mutex_lock(&r->lock);
+    c->leases++;
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* Writes the release of every pin of the list, and frees it. */
+static void write_releases(struct remote_conn *c, struct remote_pin *list)
+{
+    while (list) {
+        struct remote_pin *pin = list;
+        list = pin->next;
+        if (strcmp(pin->run_id, c->hello.run_id) == 0) {
+            conn_command(c, "CAIRN.RELEASE", 1);
+            conn_number(c, pin->id);
+        }
+        free(pin);
+    }
+}
+
+static void drop(struct remote *r, struct remote_conn *c, bool lost);
+
+/* The call is over: what was released meanwhile is told to the node, then others may have it. */
+static void give_back(struct remote *r, struct remote_conn *c)
+{
+    pthread_mutex_lock(&r->lock);
+    while (c->released || (r->orphans && c->arena)) {
+        struct remote_pin *own = c->released, *orphans = c->arena ? r->orphans : NULL;
+        c->released = NULL;
+        if (orphans)
+            r->orphans = NULL;
+        pthread_mutex_unlock(&r->lock);
+        write_releases(c, own);
+        write_releases(c, orphans);
+        if (!conn_flush_now(c)) {
+            drop(r, c, false);
+            return;
+        }
+        pthread_mutex_lock(&r->lock);
+    }
+    c->busy = false;
+    c->next = r->idle;
+    r->idle = c;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* Lock held. */
+static bool idle_take_out(struct remote *r, struct remote_conn *c)
+{
+    for (struct remote_conn **at = &r->idle; *at; at = &(*at)->next) {
+        if (*at != c)
+            continue;
+        *at = c->next;
+        c->busy = true;
+        return true;
+    }
+    return false;
+}
+
+void remote_pin_release(struct remote *r, struct remote_pin *pin)
+{
+    pthread_mutex_lock(&r->lock);
+    struct remote_conn *c = pin->conn;
+    bool last = --c->leases == 0, gone = c->dropped;
+    struct remote_pin **list = gone ? &r->orphans : &c->released;
+    bool told = gone && (!c->arena || (last && !c->lost));
+    if (!told) {
+        pin->next = *list;
+        *list = pin;
+    }
+    bool now = !gone && idle_take_out(r, c);
+    pthread_mutex_unlock(&r->lock);
+    if (told)
+        free(pin);
+    if (now)
+        give_back(r, c);
+    if (gone && last)
+        farewell(c);
+}
+
+/* Takes the connection of the caller's call out of use. */
+static void drop(struct remote *r, struct remote_conn *c, bool lost)
+{
+    pthread_mutex_lock(&r->lock);
+    c->dropped = true;
+    c->lost = lost;
+    while (c->released) {
+        struct remote_pin *pin = c->released;
+        c->released = pin->next;
+        pin->next = r->orphans;
+        r->orphans = pin;
+    }
+    bool unused = c->leases == 0;
+    r->open--;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+    if (unused)
+        farewell(c);
+}
+
+/* --- connections --- */
+
+/* Drops the idle connections that the node has closed, or all of them. */
+static void drop_idle(struct remote *r, bool all)
+{
+    for (;;) {
+        pthread_mutex_lock(&r->lock);
+        struct remote_conn *c = r->idle;
+        while (c && !all && cairn_sock_alive(c->fd))
+            c = c->next;
+        if (c)
+            idle_take_out(r, c);
+        pthread_mutex_unlock(&r->lock);
+        if (!c)
+            return;
+        drop(r, c, !all);
+    }
+}
+
+/* What the client knows already is told first; the answers are read past. */
+static void introduce(struct remote *r, struct remote_conn *c)
+{
+    pthread_mutex_lock(&r->identity_lock);
+    if (r->identity) {
+        conn_command(c, "CAIRN.IDENTITY", 1);
+        conn_bytes(c, r->identity, r->identity_len);
+    }
+    pthread_mutex_unlock(&r->identity_lock);
+}
+
+static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_conn **ret)
+{
+    char err[256] = "";
+    count(&r->counts.dials);
+    cairn_status st = conn_open(&r->o, &r->arenas, deadline_ns, ret, err, sizeof err);
+    if (st) {
+        count(&r->counts.dials_failed);
+        cairn_log(CAIRN_LOG_INFO, "%s", err);
+        return st == CAIRN_TIMEOUT || st == CAIRN_NOMEM ? st : CAIRN_NOTFOUND;
+    }
+    atomic_store_explicit(&r->value_max, (*ret)->hello.value_max, memory_order_relaxed);
+    (*ret)->busy = true;
+    introduce(r, *ret);
+    return CAIRN_OK;
+}
+
+static bool breaker_closed(const struct remote *r)
+{
+    return atomic_load_explicit(&r->breaker.closed, memory_order_relaxed);
+}
+
+/* An idle connection, or leave to make one: then *ret is NULL. */
+static cairn_status take(struct remote *r, uint64_t deadline_ns, bool trial,
+                         struct remote_conn **ret)
+{
+    struct timespec until = cairn_timespec(deadline_ns);
+    cairn_status st = CAIRN_OK;
+    pthread_mutex_lock(&r->lock);
+    while (!r->idle && r->open == r->o.connections && !st) {
+        if (pthread_cond_timedwait(&r->changed, &r->lock, &until))
+            st = CAIRN_TIMEOUT;
+        else if (!trial && !breaker_closed(r))
+            st = CAIRN_NOTFOUND;
+    }
+    *ret = NULL;
+    if (!st && r->idle) {
+        *ret = r->idle;
+        r->idle = r->idle->next;
+        (*ret)->busy = true;
+    } else if (!st) {
+        r->open++;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return st;
+}
+
+static void dial_failed(struct remote *r)
+{
+    pthread_mutex_lock(&r->lock);
+    r->open--;
+    pthread_cond_signal(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* A connection for the call; *ret_old: it was made for an earlier one. */
+static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
+                           struct remote_conn **ret, bool *ret_old)
+{
+    uint64_t now = cairn_now_ns();
+    *ret_old = false;
+    if (trial) {
+        /* What is idle dates from before the node fell silent. */
+        drop_idle(r, true);
+        if (deadline_ns > now + TRIAL_NS)
+            deadline_ns = now + TRIAL_NS;
+    }
+    cairn_status st = take(r, deadline_ns, trial, ret);
+    if (st || *ret) {
+        *ret_old = true;
+        return st;
+    }
+    st = dial(r, deadline_ns, ret);
+    if (st)
+        dial_failed(r);
+    else if (trial)
+        cairn_breaker_went(&r->breaker, true, now);
+    return st;
+}
+
+static cairn_status attempt(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns,
+                            bool trial, bool *ret_old)
+{
+    struct remote_conn *c;
+    cairn_status st = obtain(r, deadline_ns, trial, &c, ret_old);
+    if (st)
+        return st;
+    c->deadline_ns = deadline_ns;
+    c->progress_ns = cairn_now_ns();
+    st = fn(r, c, arg);
+    if (st == CAIRN_OK || st == CAIRN_BUSY)
+        give_back(r, c);
+    else
+        drop(r, c, st == CAIRN_IO);
+    return st;
+}
+
+/* Those that wait for a connection of a node that is gone go on without one. */
+static void failed(struct remote *r, uint64_t now_ns)
+{
+    cairn_breaker_went(&r->breaker, false, now_ns);
+    if (breaker_closed(r))
+        return;
+    pthread_mutex_lock(&r->lock);
+    pthread_cond_broadcast(&r->changed);
+    pthread_mutex_unlock(&r->lock);
+}
+
+/* Tells the breaker how it went, if it says anything of the node. */
+static void judge(struct remote *r, cairn_status st, uint64_t begin_ns, bool trial)
+{
+    uint64_t now = cairn_now_ns();
+    if (st == CAIRN_OK || st == CAIRN_BUSY)
+        cairn_breaker_went(&r->breaker, true, now);
+    else if (st != CAIRN_NOMEM && (st != CAIRN_TIMEOUT || trial || now - begin_ns > FAILURE_MIN_NS))
+        failed(r, now);
+    if (st == CAIRN_TIMEOUT)
+        count(&r->counts.timeouts);
+    else if (st == CAIRN_IO || st == CAIRN_CORRUPT)
+        count(&r->counts.lost);
+    else if (st == CAIRN_BUSY)
+        count(&r->counts.busy);
+}
+
+cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns)
+{
+    uint64_t begin = cairn_now_ns();
+    bool old, trial = !breaker_closed(r);
+    count(&r->counts.calls);
+    if (!cairn_breaker_may(&r->breaker, begin)) {
+        count(&r->counts.refused);
+        return CAIRN_NOTFOUND;
+    }
+    cairn_status st = attempt(r, fn, arg, deadline_ns, trial, &old);
+    /* A connection that a restarted node left behind says nothing of the node that is there now. */
+    while (st == CAIRN_IO && old) {
+        drop_idle(r, false);
+        st = attempt(r, fn, arg, deadline_ns, false, &old);
+    }
+    judge(r, st, begin, trial);
+    return st;
+}
+
+cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap)
+{
+    struct remote_conn *c;
+    count(&r->counts.dials);
+    cairn_status st = conn_open(&r->o, &r->arenas, remote_patience(r), &c, err, err_cap);
+    if (st)
+        return st;
+    atomic_store_explicit(&r->value_max, c->hello.value_max, memory_order_relaxed);
+    r->open = 1;
+    give_back(r, c);
+    return CAIRN_OK;
+}
+
+void remote_pool_close(struct remote *r)
+{
+    while (r->idle) {
+        struct remote_conn *c = r->idle;
+        r->idle = c->next;
+        farewell(c);
+    }
+    while (r->orphans) {
+        struct remote_pin *pin = r->orphans;
+        r->orphans = pin->next;
+        free(pin);
+    }
+}
