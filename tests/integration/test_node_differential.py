@@ -1,5 +1,5 @@
-"""Random commands to a real redis-server and to cairnd, far below the budget: every reply is the same
-byte for byte, but for what DIFFERENCES names."""
+"""Random commands to a real redis-server and to cairnd, far below the budget: every reply is the
+same byte for byte, but for what DIFFERENCES names."""
 
 import os
 import random
@@ -27,16 +27,16 @@ Ends after the year 2554 are that year here.
 LONG_AGO, FAR, BEYOND = 1000, 4000000000, 16000000000
 
 KEYS = ([b"key:%d" % i for i in range(24)] +
-        [b"", b" ", b"a b", b"\x00", b"\xff\xfe", b"line\r\nend", b"KEY:1", b"k*y", b"[x]", b"h?llo",
-         b"hello", b"hallo", b"\\", b"x" * 1024, "schlüssel".encode(), b"{tag}1"])
-INTEGERS = [b"0", b"1", b"-1", b"-0", b"+1", b"01", b"1.0", b"", b" 1", b"1 ", b"abc", b"0x1", b"1e3",
-            b"9223372036854775807", b"9223372036854775808", b"-9223372036854775808",
+        [b"", b" ", b"a b", b"\x00", b"\xff\xfe", b"line\r\nend", b"KEY:1", b"k*y", b"[x]",
+         b"h?llo", b"hello", b"hallo", b"\\", b"x" * 1024, "schlüssel".encode(), b"{tag}1"])
+INTEGERS = [b"0", b"1", b"-1", b"-0", b"+1", b"01", b"1.0", b"", b" 1", b"1 ", b"abc", b"0x1",
+            b"1e3", b"9223372036854775807", b"9223372036854775808", b"-9223372036854775808",
             b"-9223372036854775809", b"9223372036854775", b"9223372036854776", b"100", b"10000",
             b"-100", b"99999999999999999999999"]
 SOON = [b"1", b"100", b"10000"]  # ends that the two would meet at different commands
 PATTERNS = [b"*", b"key:*", b"key:?", b"key:1[0-9]", b"k[^e]*", b"h?llo", b"h[ae]llo", b"h[^e]llo",
-            b"\\[x\\]", b"[", b"", b"*\xff*", b"k\\*y", b"\\", b"\\\\", b"*[]*", b"x*x", b"**1", b"[k-a]*",
-            b"key:[1-]*", b"nothing"]
+            b"\\[x\\]", b"[", b"", b"*\xff*", b"k\\*y", b"\\", b"\\\\", b"*[]*", b"x*x", b"**1",
+            b"[k-a]*", b"key:[1-]*", b"nothing"]
 
 
 class Generator:
@@ -62,7 +62,8 @@ class Generator:
         if kind < 0.60:
             return rng.randbytes(rng.randint(1, 64))
         if kind < 0.80:
-            return rng.choice([b"text", b"\r\n", b"+OK\r\n", b"0" * 44, b"0" * 45, b"a" * 20, b"-0"])
+            return rng.choice([b"text", b"\r\n", b"+OK\r\n", b"0" * 44, b"0" * 45, b"a" * 20,
+                               b"-0"])
         if kind < 0.985:
             return rng.randbytes(rng.choice([4095, 4096, 4097, 16383, 16384, 16385, 40000]))
         return rng.randbytes(rng.choice([262144, 262145, 1 << 20]))
@@ -193,14 +194,15 @@ class Generator:
 
     def flush(self):
         words = [self.rng.choice([b"FLUSHDB", b"FLUSHALL"])]
-        return words + self.rng.choice([[], [b"ASYNC"], [b"sync"], [b"NONSENSE"], [b"SYNC", b"SYNC"]])
+        return words + self.rng.choice([[], [b"ASYNC"], [b"sync"], [b"NONSENSE"],
+                                        [b"SYNC", b"SYNC"]])
 
     def simple(self):
         return self.rng.choice([[b"PING"], [b"PING", b"hello"], [b"ECHO", self.value()],
                                 [b"SELECT", b"0"], [b"PING", b"a", b"b"], [b"ECHO"]])
 
-    WEIGHTS = [("get", 14), ("set", 14), ("set_plain", 8), ("setnx", 3), ("setex", 3), ("getset", 3),
-               ("getdel", 3), ("getex", 5), ("getrange", 6), ("one_key", 6), ("many_keys", 6),
+    WEIGHTS = [("get", 14), ("set", 14), ("set_plain", 8), ("setnx", 3), ("setex", 3),
+               ("getset", 3), ("getdel", 3), ("getex", 5), ("getrange", 6), ("one_key", 6), ("many_keys", 6),
                ("delete", 3), ("mset", 4), ("expire", 8), ("ttl", 8), ("dbsize", 2),
                ("keys_command", 2), ("scan", 2), ("random_key", 1), ("about", 3), ("flush", 0.4),
                ("simple", 2)]
