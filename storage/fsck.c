@@ -187,8 +187,8 @@ static void record(struct fsck *f, bool *ret_payload_ok)
          "{\"what\":\"record\",\"kind\":\"%s\",\"segment\":%u,\"block\":%u,\"blocks\":%u,"
          "\"space\":%u,\"key\":\"%s\",\"version\":%" PRIu64 ",\"value_len\":%" PRIu64
          ",\"expires_ns\":%" PRIu64 ",\"session\":%u,\"synced_block\":%u,\"payload\":\"%s\"}",
-         kinds[h->loc.kind], h->loc.segment, h->loc.block, h->loc.blocks,
-         h->body.space, hex(h->body.key, 8, key), h->body.version, h->body.value_len, h->body.expires_ns,
+         kinds[h->loc.kind], h->loc.segment, h->loc.block, h->loc.blocks, h->body.space,
+         hex(h->body.key, 8, key), h->body.version, h->body.value_len, h->body.expires_ns,
          h->loc.session, h->loc.synced_block, ok ? "ok" : "bad");
     *ret_payload_ok = ok;
 }

@@ -111,8 +111,8 @@ static void fifo_push(struct cairn_nvme *t, struct nvme_unit *u)
     t->fifo_tail = u;
 }
 
-/* Is the op of any use still? Otherwise it is answered here. Asked when the record gets its place: a
- * value that was made dead since must not come to lie behind the record that says so. */
+/* Is the op of any use still? Otherwise it is answered here. Asked when the record gets its place:
+ * a value that was made dead since must not come to lie behind the record that says so. */
 static bool op_current(struct cairn_nvme *t, struct cairn_tier_op *op)
 {
     if (op->kind != CAIRN_TIER_STORE)

@@ -209,8 +209,9 @@ void cairn_vault_close(struct cairn_vault *v)
     bool unmap = true;
     if (v->tier) {
         /* Write-through values are in the tier's queue already: close drains it. */
-        if ((v->o.write != CAIRN_WRITE_NONE || v->some_on_evict) &&
-            cairn_vault_flush(v, cairn_deadline_ns(10 * CAIRN_NS_PER_S)) != CAIRN_OK)
+        bool all = v->o.write != CAIRN_WRITE_NONE;
+        if ((all || v->some_on_evict) &&
+            vault_flush(v, all, cairn_deadline_ns(10 * CAIRN_NS_PER_S)) != CAIRN_OK)
             cairn_log(CAIRN_LOG_WARN, "closing with values that are not on disk");
         unmap = v->tier->ops->close(v->tier);
     }

@@ -128,7 +128,8 @@ struct cairn_commit {
 cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
                                 const struct cairn_commit *c, uint64_t deadline_ns,
                                 enum cairn_cause *cause);
-/* Deletes without waiting: OK, MISS, or INPROGRESS (nothing done) if a tombstone must be written. */
+/* Deletes without waiting: OK, MISS, or INPROGRESS (nothing done) if a tombstone must be written
+ * first. */
 cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_key *key);
 
 /* --- namespaces --- */

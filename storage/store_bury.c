@@ -4,20 +4,6 @@
 
 #include "storage/store_internal.h"
 
-/* Makes every version of the key up to now dead on disk. The lock is held on entry and return, but
- * not while it waits. */
-static cairn_status bury(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns,
-                         uint64_t *ret_version)
-{
-    uint64_t version = ++v->version;
-    cairn_status st = op_run(v, (struct cairn_tier_op){.kind = CAIRN_TIER_TOMBSTONE, .key = *key,
-                                                       .version = version,
-                                                       .deadline_ns = deadline_ns});
-    if (!st)
-        *ret_version = version;
-    return st;
-}
-
 static bool on_disk(const struct cairn_vault *v, const struct cairn_entry *e)
 {
     return e->block != CAIRN_BLOCK_NONE ||
@@ -37,65 +23,149 @@ bool bury_needed(const struct cairn_vault *v, const struct cairn_key *key)
            (id != CAIRN_ENTRY_NONE && on_disk(v, cairn_index_entry(v->index, id)));
 }
 
-cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns)
+struct burial {
+    struct vault_op *op; /* NULL: not needed, or refused with st */
+    uint64_t version;
+    cairn_status st;
+};
+
+/* Submits the tombstone that makes every version of the key up to now dead on disk. */
+static void bury_begin(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns,
+                       bool wait, struct burial *b)
 {
-    uint64_t covered = 0;
-    bool unknown = forgotten(v);
+    uint32_t id = cairn_index_find(v->index, key);
+    /* If the tombstone fails it may have landed all the same: the entry stays unwritable then, and
+     * is still right to read. */
+    if (id != CAIRN_ENTRY_NONE && on_disk(v, cairn_index_entry(v->index, id)))
+        cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_DYING;
+    b->version = ++v->version;
+    b->op = op_begin(v, (struct cairn_tier_op){.kind = CAIRN_TIER_TOMBSTONE, .key = *key,
+                                               .version = b->version, .deadline_ns = deadline_ns},
+                     wait, &b->st);
+}
+
+/* Versions up to `covered` are dead on disk; what came since may need a tombstone of its own. */
+static cairn_status bury_rest(struct cairn_vault *v, const struct cairn_key *key,
+                              uint64_t covered, uint64_t deadline_ns)
+{
     for (;;) {
         uint32_t id = cairn_index_find(v->index, key);
-        struct cairn_entry *e = id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
-        bool living = e && e->version > covered && on_disk(v, e);
-        if (!living && (covered || !unknown))
+        const struct cairn_entry *e =
+            id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
+        if (!(e && e->version > covered && on_disk(v, e)) && (covered || !forgotten(v)))
             return CAIRN_OK;
-        /* If the tombstone fails it may have landed all the same: the entry stays unwritable then,
-         * and is still right to read. */
-        if (living)
-            e->flags |= CAIRN_ENTRY_DYING;
-        cairn_status st = bury(v, key, deadline_ns, &covered);
-        if (st)
-            return st;
+        struct burial b;
+        bury_begin(v, key, deadline_ns, true, &b);
+        if (b.op)
+            b.st = op_end(v, b.op);
+        if (b.st)
+            return b.st;
+        covered = b.version;
     }
+}
+
+cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns)
+{
+    return v->tier ? bury_rest(v, key, 0, deadline_ns) : CAIRN_OK;
+}
+
+/* --- deleting --- */
+
+#define DELETE_BATCH 64u
+
+struct deletion {
+    const struct cairn_key *keys;
+    size_t count;
+    uint64_t deadline_ns;
+    cairn_status results[DELETE_BATCH];
+    struct burial burials[DELETE_BATCH];
+    bool held[DELETE_BATCH];
+};
+
+/* Is it held, as far as can be told without reading? */
+static bool shows(const struct cairn_vault *v, uint32_t id)
+{
+    if (id == CAIRN_ENTRY_NONE)
+        return false;
+    const struct cairn_entry *e = cairn_index_entry(v->index, id);
+    bool told = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].state == SLOT_RESIDENT;
+    return !told || !entry_expired(v, e);
 }
 
 /* Nothing of it is left on disk. Lock held. */
 static bool delete_entry(struct cairn_vault *v, const struct cairn_key *key)
 {
     uint32_t id = cairn_index_find(v->index, key);
+    bool held = shows(v, id);
     if (id == CAIRN_ENTRY_NONE)
         return false;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    const struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->slot != CAIRN_SLOT_NONE)
         slot_detach(v, &v->slots[e->slot]);
     entry_remove(v, id, CAIRN_CAUSE_DELETED);
     count(&v->c.deleted, 1);
-    return true;
+    return held;
 }
 
-static cairn_status delete_one(struct cairn_vault *v, const struct cairn_key *key,
-                               uint64_t deadline_ns)
+/* Submits the tombstones of as many keys as there are ops for. */
+static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
 {
-    pthread_mutex_lock(&v->lock);
-    bool held = cairn_index_find(v->index, key) != CAIRN_ENTRY_NONE;
-    cairn_status st = v->tier ? bury_all(v, key, deadline_ns) : CAIRN_OK;
+    size_t n = 0;
+    for (; n < d->count && n < DELETE_BATCH; n++) {
+        struct burial *b = &d->burials[n];
+        *b = (struct burial){.st = CAIRN_OK};
+        d->held[n] = shows(v, cairn_index_find(v->index, &d->keys[n]));
+        if (!v->tier || !bury_needed(v, &d->keys[n]))
+            continue;
+        bury_begin(v, &d->keys[n], d->deadline_ns, n == 0, b);
+        if (!b->op && n > 0)
+            break;
+    }
+    return n;
+}
+
+/* Was key n deleted further ahead in the same batch? */
+static bool deleted_before(const struct deletion *d, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (d->results[i] == CAIRN_OK && memcmp(&d->keys[i], &d->keys[n], sizeof *d->keys) == 0)
+            return true;
+    return false;
+}
+
+static void delete_end(struct cairn_vault *v, struct deletion *d, size_t n)
+{
+    struct burial *b = &d->burials[n];
+    if (b->op)
+        b->st = op_end(v, b->op);
     /* A put that came in while the tombstone was under way is deleted with the rest. */
-    if (st)
+    if (!b->st && v->tier)
+        b->st = bury_rest(v, &d->keys[n], b->version, d->deadline_ns);
+    d->results[n] = b->st;
+    if (b->st)
         count_refused(v, CAIRN_CAUSE_TOMBSTONE);
-    else
-        delete_entry(v, key);
-    pthread_mutex_unlock(&v->lock);
-    return st ? st : held ? CAIRN_OK : CAIRN_MISS;
+    else if (!delete_entry(v, &d->keys[n]) && !(d->held[n] && !deleted_before(d, n)))
+        d->results[n] = CAIRN_MISS;
 }
 
 cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys,
                                 size_t count_keys, uint64_t deadline_ns, cairn_status *results)
 {
     cairn_status first = CAIRN_OK;
-    for (size_t i = 0; i < count_keys; i++) {
-        cairn_status st = delete_one(v, &keys[i], deadline_ns);
-        if (results)
-            results[i] = st;
-        if (st && st != CAIRN_MISS && !first)
-            first = st;
+    for (size_t at = 0; at < count_keys;) {
+        struct deletion d = {.keys = keys + at, .count = count_keys - at,
+                             .deadline_ns = deadline_ns};
+        pthread_mutex_lock(&v->lock);
+        size_t n = delete_begin(v, &d);
+        for (size_t i = 0; i < n; i++)
+            delete_end(v, &d, i);
+        pthread_mutex_unlock(&v->lock);
+        for (size_t i = 0; i < n; i++, at++) {
+            if (results)
+                results[at] = d.results[i];
+            if (d.results[i] && d.results[i] != CAIRN_MISS && !first)
+                first = d.results[i];
+        }
     }
     return first;
 }

@@ -38,7 +38,7 @@ void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit 
     }
 }
 
-static bool expired(const struct cairn_vault *v, const struct cairn_entry *e)
+bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e)
 {
     if (!(e->flags & CAIRN_ENTRY_EXPIRES))
         return false;
@@ -56,7 +56,7 @@ bool slot_keeps(struct cairn_vault *v, const struct cairn_key *key, uint32_t fla
     if (id == CAIRN_ENTRY_NONE)
         return false;
     struct cairn_entry *e = cairn_index_entry(v->index, id);
-    if (expired(v, e))
+    if (entry_expired(v, e))
         return false;
     if (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].in_policy)
         v->policy->ops->touch(v->policy, e->slot);

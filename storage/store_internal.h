@@ -185,8 +185,15 @@ void write_ahead(struct cairn_vault *v);
 void write_settle(struct cairn_vault *v);
 struct vault_op *op_take(struct cairn_vault *v);
 void op_give(struct cairn_vault *v, struct vault_op *op);
-/* Submits a TOMBSTONE or SYNC and waits for it. The lock is held on entry and return, but not while
- * it waits. */
+/* Writes what is in RAM alone, all of it or only what is to be written when it leaves. */
+cairn_status vault_flush(struct cairn_vault *v, bool all, uint64_t deadline_ns);
+/* Submits a TOMBSTONE, CLEAR or SYNC; NULL and a status if it cannot. `wait`: for a free op. Who
+ * holds one already must not, lest all wait for each other. */
+struct vault_op *op_begin(struct cairn_vault *v, struct cairn_tier_op what, bool wait,
+                          cairn_status *ret);
+/* Waits for it until its deadline and gives it back. */
+cairn_status op_end(struct cairn_vault *v, struct vault_op *op);
+/* Both. The lock is held on entry and return of all three, but not while they wait. */
 cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what);
 void vault_host(struct cairn_vault *v);
 /* Waits for `changed` until the deadline; false when it has passed. */
@@ -201,6 +208,8 @@ cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64
 /* Writes the header of a slot that is being filled, all but checks and version, its side records
  * and the zeros behind the value. No lock needed. */
 void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit *c);
+/* Has it expired, or may it have? Its time is only in the header. Lock held. */
+bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e);
 /* Is this put answered by what is held? Lock held. */
 bool slot_keeps(struct cairn_vault *v, const struct cairn_key *key, uint32_t flags);
 /* Makes a filled slot visible, or says why not. Lock held, but not while it waits. */

@@ -404,49 +404,78 @@ static uint64_t oldest_ticket(const struct cairn_vault *v)
     return UINT64_MAX;
 }
 
-static void queue_unwritten(struct cairn_vault *v)
+/* Queues what is in RAM alone and older than now. A quarter of the arena at a time: what is queued
+ * cannot leave, and puts go on meanwhile. */
+static cairn_status queue_unwritten(struct cairn_vault *v, bool all, uint64_t deadline_ns)
 {
-    for (uint32_t n = 0; n < v->slot_count; n++)
-        if (unwritten(v, &v->slots[n]))
+    uint64_t version = v->version;
+    for (uint32_t n = 0; n < v->slot_count; n++) {
+        const struct slot *s = &v->slots[n];
+        while (unwritten(v, s) && s->version <= version && v->dirty_blocks > v->arena_blocks / 4) {
+            write_pump(v);
+            if (v->tier_off)
+                return CAIRN_IO;
+            if (!vault_wait(v, deadline_ns))
+                return CAIRN_TIMEOUT;
+        }
+        if (unwritten(v, s) && s->version <= version && (all || s->on_evict))
             write_queue(v, &v->slots[n]);
+    }
     write_pump(v);
+    return CAIRN_OK;
 }
 
-cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what)
+struct vault_op *op_begin(struct cairn_vault *v, struct cairn_tier_op what, bool wait,
+                          cairn_status *ret)
 {
-    struct vault_op *op;
+    struct vault_op *op = NULL;
+    *ret = CAIRN_TIMEOUT;
     while (!v->tier_off && !(op = op_take(v)))
-        if (!vault_wait(v, what.deadline_ns))
-            return CAIRN_TIMEOUT;
-    if (v->tier_off)
-        return CAIRN_IO;
+        if (!wait || !vault_wait(v, what.deadline_ns))
+            return NULL;
+    *ret = CAIRN_IO;
+    if (v->tier_off) {
+        if (op)
+            op_give(v, op);
+        return NULL;
+    }
     what.done = op->op.done;
     what.owner = op;
     op->op = what;
-    cairn_status st = v->tier->ops->submit(v->tier, &op->op);
-    if (st) {
-        op_give(v, op);
-        return st;
-    }
-    while (!op->done && vault_wait(v, what.deadline_ns)) {
+    *ret = v->tier->ops->submit(v->tier, &op->op);
+    if (!*ret)
+        return op;
+    op_give(v, op);
+    return NULL;
+}
+
+cairn_status op_end(struct cairn_vault *v, struct vault_op *op)
+{
+    uint64_t deadline_ns = op->op.deadline_ns;
+    while (!op->done && vault_wait(v, deadline_ns)) {
     }
     if (!op->done) {
         op->abandoned = true;
         return CAIRN_TIMEOUT;
     }
-    st = op->op.status;
+    cairn_status st = op->op.status;
     op_give(v, op);
     return st;
 }
 
-cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns)
+cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what)
 {
-    if (!v->tier)
-        return CAIRN_UNSUPPORTED;
+    cairn_status st;
+    struct vault_op *op = op_begin(v, what, true, &st);
+    return op ? op_end(v, op) : st;
+}
+
+cairn_status vault_flush(struct cairn_vault *v, bool all, uint64_t deadline_ns)
+{
     pthread_mutex_lock(&v->lock);
     cairn_status st = v->tier_off ? CAIRN_IO : CAIRN_OK;
     if (!st && (v->failed_slots || v->some_on_evict || v->o.write != CAIRN_WRITE_THROUGH))
-        queue_unwritten(v);
+        st = queue_unwritten(v, all, deadline_ns);
     uint64_t upto = v->ticket;
     while (!st && oldest_ticket(v) <= upto) {
         if (v->tier_off)
@@ -462,4 +491,9 @@ cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns)
     v->lost_writes_flushed = lost;
     pthread_mutex_unlock(&v->lock);
     return st;
+}
+
+cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns)
+{
+    return v->tier ? vault_flush(v, true, deadline_ns) : CAIRN_UNSUPPORTED;
 }

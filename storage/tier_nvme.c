@@ -76,7 +76,8 @@ static void op_measure(struct cairn_nvme *t, const struct cairn_tier_op *op)
     switch (op->kind) {
     case CAIRN_TIER_LOAD:
         nvme_count(&t->stats.loads, 1);
-        nvme_count(&t->stats.read_bytes, (uint64_t)(op->header_only ? 1 : op->blocks) * CAIRN_BLOCK);
+        nvme_count(&t->stats.read_bytes,
+                   op->header_only ? CAIRN_BLOCK : (uint64_t)op->blocks * CAIRN_BLOCK);
         cairn_hist_add(&t->stats.load_ns, ns);
         break;
     case CAIRN_TIER_STORE:
