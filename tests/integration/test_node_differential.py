@@ -202,8 +202,8 @@ class Generator:
                                 [b"SELECT", b"0"], [b"PING", b"a", b"b"], [b"ECHO"]])
 
     WEIGHTS = [("get", 14), ("set", 14), ("set_plain", 8), ("setnx", 3), ("setex", 3),
-               ("getset", 3), ("getdel", 3), ("getex", 5), ("getrange", 6), ("one_key", 6), ("many_keys", 6),
-               ("delete", 3), ("mset", 4), ("expire", 8), ("ttl", 8), ("dbsize", 2),
+               ("getset", 3), ("getdel", 3), ("getex", 5), ("getrange", 6), ("one_key", 6),
+               ("many_keys", 6), ("delete", 3), ("mset", 4), ("expire", 8), ("ttl", 8), ("dbsize", 2),
                ("keys_command", 2), ("scan", 2), ("random_key", 1), ("about", 3), ("flush", 0.4),
                ("simple", 2)]
 

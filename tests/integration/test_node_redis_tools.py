@@ -203,7 +203,8 @@ def test_redis_benchmark(node, size, clients, pipeline):
     count = 20000 if size < 10000 else 300
     out = subprocess.run([tool("redis-benchmark"), "-p", str(node.port), "-t", "set,get,mset",
                           "-n", str(count), "-c", str(clients), "-P", str(pipeline),
-                          "-d", str(size), "-r", "100", "--csv"], capture_output=True, text=True, timeout=170)
+                          "-d", str(size), "-r", "100", "--csv"],
+                         capture_output=True, text=True, timeout=170)
     assert out.returncode == 0, out.stderr
     rows = re.findall(r'^"(SET|GET|MSET \(10 keys\))","([\d.]+)"', out.stdout, re.M)
     assert [name for name, _ in rows] == ["SET", "GET", "MSET (10 keys)"], out.stdout
