@@ -22,9 +22,9 @@ struct chunk {
     uint64_t ticket;
 };
 
-void remote_failure(struct remote *r, enum cairn_cause cause)
+void remote_refused(struct remote *r, enum cairn_cause cause)
 {
-    atomic_fetch_add_explicit(&r->counts.failures[cause], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&r->counts.misses[cause], 1, memory_order_relaxed);
 }
 
 static void settle(struct cairn_get *g, enum cairn_cause cause)
@@ -88,18 +88,12 @@ static enum cairn_cause copy_out(const struct remote_arena *a, const struct cair
     return CAIRN_CAUSE_CHECKSUM;
 }
 
-static bool damage(enum cairn_cause c)
-{
-    return c == CAIRN_CAUSE_CHECKSUM || c == CAIRN_CAUSE_HEADER || c == CAIRN_CAUSE_KEY ||
-           c == CAIRN_CAUSE_VERSION;
-}
-
 static void take_view(struct remote *r, const struct remote_conn *c,
                       const struct cairn_wire_view *v, struct cairn_get *g)
 {
     enum cairn_cause cause = copy_out(c->arena, v, g);
-    if (damage(cause))
-        remote_failure(r, cause);
+    if (cause)
+        remote_refused(r, cause);
     settle(g, cause);
 }
 
@@ -242,7 +236,7 @@ static cairn_status read_value(struct remote *r, struct remote_conn *c, struct c
     if (st)
         return st;
     if (!good)
-        remote_failure(r, CAIRN_CAUSE_CHECKSUM);
+        remote_refused(r, CAIRN_CAUSE_CHECKSUM);
     settle(g, good ? CAIRN_CAUSE_NONE : CAIRN_CAUSE_CHECKSUM);
     return CAIRN_OK;
 }

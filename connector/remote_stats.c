@@ -47,13 +47,13 @@ static void add_breaker(struct text *t, struct remote *r)
         closed ? "closed" : wait ? "open" : "half-open", (uint64_t)(wait / CAIRN_NS_PER_MS));
 }
 
-/* Bytes or headers that did not verify in this process, by cause. */
-static void add_failures(struct text *t, struct remote *r)
+/* What this client refused of what the node gave it, by cause. */
+static void add_misses(struct text *t, struct remote *r)
 {
     const char *comma = "";
-    add(t, "\"failures\": {");
+    add(t, "\"misses\": {");
     for (int i = 0; i < CAIRN_CAUSE_COUNT; i++) {
-        uint64_t n = atomic_load_explicit(&r->counts.failures[i], memory_order_relaxed);
+        uint64_t n = atomic_load_explicit(&r->counts.misses[i], memory_order_relaxed);
         if (n)
             add(t, "%s\"%s\": %" PRIu64, comma, cairn_cause_name((enum cairn_cause)i), n);
         comma = n ? ", " : comma;
@@ -79,7 +79,7 @@ static void add_client(struct text *t, struct remote *r)
     add(t, "\"leases\": %u, \"oldest_lease_ms\": %" PRIu64 ", ", leases,
         (uint64_t)(oldest / CAIRN_NS_PER_MS));
     add_counter(t, "copied_bytes", &r->copied);
-    add_failures(t, r);
+    add_misses(t, r);
     add(t, "}}");
 }
 

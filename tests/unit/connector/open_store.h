@@ -1,25 +1,76 @@
-/* A store of its own for each test, with values derived from an id. */
+/* A store of its own for each test, with values derived from an id. CAIRN_TEST_STORE says which kind:
+ * "embedded" (default), or a real node of its own over "unix", "bytes" (unix without shared memory)
+ * or "tcp". */
 #ifndef CAIRN_TESTS_OPEN_STORE_H
 #define CAIRN_TESTS_OPEN_STORE_H
 
 #include <criterion/criterion.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "connector/cairn.h"
+#include "tests/helpers/node.h"
 #include "tests/helpers/value.h"
 
 #define PATIENCE 20000000000ull
 
 static char store_path[64], store_uri[256];
 static cairn_store *store;
+static struct test_node node;
+
+static inline const char *store_kind(void)
+{
+    const char *kind = getenv("CAIRN_TEST_STORE");
+    return kind ? kind : "embedded";
+}
+
+static inline bool store_remote(void)
+{
+    return strcmp(store_kind(), "embedded") != 0;
+}
+
+/* What only a store in this process can show, such as damage in its memory. */
+static inline void embedded_only(void)
+{
+    if (store_remote())
+        cr_skip_test("of embedded stores");
+}
+
+static void open_uri(void)
+{
+    char err[512];
+    cr_assert_eq(cairn_open(store_uri, &store, err, sizeof err), CAIRN_OK, "%s", err);
+}
+
+/* The options that a node has too. */
+static void open_node(const char *options)
+{
+    char given[512], node_options[512] = "ram=16MiB", *rest = given;
+    snprintf(given, sizeof given, "%s", options);
+    for (char *o = strsep(&rest, "&"); o; o = strsep(&rest, "&")) {
+        size_t at = strlen(node_options);
+        if (o[0] && strncmp(o, "prewrite", 8) != 0)
+            snprintf(node_options + at, sizeof node_options - at, "&%s", o);
+    }
+    if (store_path[0])
+        snprintf(node_options + strlen(node_options), sizeof node_options - strlen(node_options),
+                 "&disk-path=%s", store_path);
+    node_prepare(&node, strcmp(store_kind(), "tcp") == 0, node_options);
+    cr_assert(node_start(&node));
+    if (node.port)
+        snprintf(store_uri, sizeof store_uri, "tcp://127.0.0.1:%d?timeout=20s", node.port);
+    else
+        snprintf(store_uri, sizeof store_uri, "unix:%s?timeout=20s%s", node.socket,
+                 strcmp(store_kind(), "bytes") == 0 ? "&attach=no" : "");
+    open_uri();
+}
 
 /* options: of the URI, "" = none; a disk= among them makes a log. */
 static void store_open(const char *options)
 {
-    char err[512];
     if (!store_path[0] && strstr(options, "disk=")) {
         strcpy(store_path, "store-XXXXXX");
         int fd = mkstemp(store_path);
@@ -27,14 +78,27 @@ static void store_open(const char *options)
         close(fd);
         unlink(store_path);
     }
+    if (store_remote()) {
+        open_node(options);
+        return;
+    }
     snprintf(store_uri, sizeof store_uri, "embedded:%s?ram=16MiB&%s", store_path, options);
-    cr_assert_eq(cairn_open(store_uri, &store, err, sizeof err), CAIRN_OK, "%s", err);
+    open_uri();
+}
+
+/* Closes it for good, the node with it; what is on disk stays. */
+static void store_stop(void)
+{
+    cairn_close(store);
+    store = NULL;
+    node_end(&node, SIGTERM);
+    if (node.socket[0])
+        node_finish(&node);
 }
 
 static void store_end(void)
 {
-    cairn_close(store);
-    store = NULL;
+    store_stop();
     if (store_path[0])
         unlink(store_path);
 }
@@ -77,14 +141,17 @@ static inline cairn_status get_id(uint64_t id, uint64_t generation, size_t len)
     return get.status;
 }
 
-/* A number out of the statistics, e.g. "\"checksum\":". */
+/* A number out of the statistics, e.g. "\"checksum\":", from the node and from the client together. */
 static inline long stat_number(const char *name)
 {
-    char text[32768];
+    char text[65536];
+    long sum = 0;
     cr_assert_lt(cairn_stats(store, text, sizeof text), sizeof text);
     const char *at = strstr(text, name);
     cr_assert_not_null(at, "no %s in the statistics", name);
-    return strtol(at + strlen(name), NULL, 10);
+    for (; at; at = strstr(at + 1, name))
+        sum += strtol(at + strlen(name), NULL, 10);
+    return sum;
 }
 
 #endif

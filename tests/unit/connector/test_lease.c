@@ -127,6 +127,7 @@ Test(lease, of_a_key_that_is_not_held)
 
 Test(lease, does_not_vouch_for_damaged_bytes)
 {
+    embedded_only();
     const void *at;
     uint64_t len;
     put_id(1, MIB);

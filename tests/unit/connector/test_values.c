@@ -22,8 +22,7 @@ TestSuite(disk, .init = setup_disk, .fini = store_end, .timeout = 60);
 
 static void reopen(void)
 {
-    cairn_close(store);
-    store = NULL;
+    store_stop();
     setup_disk();
 }
 
@@ -188,6 +187,7 @@ static void damage_in_ram(uint64_t id)
 
 Test(disk, a_damaged_ram_copy_is_read_again_from_disk)
 {
+    embedded_only();
     store_end();
     store_path[0] = '\0';
     store_open("disk=64MiB&prewrite=no&verify=always");
@@ -201,6 +201,7 @@ Test(disk, a_damaged_ram_copy_is_read_again_from_disk)
 
 Test(values, a_damaged_ram_copy_is_a_miss_and_gone)
 {
+    embedded_only();
     store_end();
     store_open("verify=always");
     cr_assert_eq(put_id(1, MIB), CAIRN_OK);
@@ -287,7 +288,7 @@ Test(disk, on_evict_loses_nothing_it_accepted)
         count += stored[id];
     }
     cr_assert_eq(cairn_flush(store, PATIENCE), CAIRN_OK);
-    cairn_close(store);
+    store_stop();
     store_open("disk=256MiB&prewrite=no");
     for (uint64_t id = 0; id < 600; id++)
         cr_assert(!stored[id] || get_id(id + 1, 1, 100000) == CAIRN_OK, "lost %d", (int)id);
