@@ -247,4 +247,5 @@ void cairn_summary_of(const struct cairn_record_disk *r, struct cairn_summary_di
     ret->kind = r->loc.kind;
     ret->space = r->body.space;
     ret->blocks = r->loc.blocks;
+    memcpy(ret->identity, r->body.identity, sizeof ret->identity);
 }

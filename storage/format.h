@@ -125,7 +125,7 @@ struct cairn_summary_disk {
     uint8_t pad0;
     uint16_t space;
     uint32_t blocks;
-    uint64_t pad1;
+    uint8_t identity[8]; /* first bytes of the fingerprint; zero: none, or of an older writer */
 };
 _Static_assert(sizeof(struct cairn_summary_disk) == 64, "summary is 64 bytes");
 

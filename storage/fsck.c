@@ -240,6 +240,9 @@ static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t 
         if (ok) {
             cairn_summary_of(f->h, &have);
             have.pad0 = s[i].pad0;
+            static const uint8_t none[sizeof have.identity];
+            if (memcmp(s[i].identity, none, sizeof none) == 0)
+                memcpy(have.identity, none, sizeof none);
             ok = memcmp(&have, &s[i], sizeof have) == 0;
         }
         bool payload = true;

@@ -27,7 +27,8 @@ struct cairn_entry {
     uint32_t slot;      /* of the RAM copy, CAIRN_SLOT_NONE                                  */
     uint32_t value_len; /* <= 64 MiB                                                         */
     uint16_t flags;
-    uint16_t space;     /* namespace                                                         */
+    uint8_t space;      /* namespace; 255: one that this code knows not                      */
+    uint8_t identity;   /* the store's number of it, 0 = not known                           */
 };
 _Static_assert(sizeof(struct cairn_entry) == 40, "entry is 40 bytes");
 

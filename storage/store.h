@@ -121,7 +121,8 @@ struct cairn_commit {
 /* Written to disk when it leaves RAM, whatever the vault's write policy is. */
 #define CAIRN_COMMIT_ON_EVICT (1u << 16)
 /* Answer CAIRN_INPROGRESS, nothing done and the room still the caller's, instead of waiting for a
- * tombstone. The same commit without this flag may follow; the room's bytes stay as they are. */
+ * tombstone. The same commit without this flag may follow: bytes, name and side records
+ * stay as they were then, expires_ns and mark may change. */
 #define CAIRN_COMMIT_NOWAIT (1u << 17)
 /* Makes the value visible in one step, as a put does: OK or EXISTS. On every answer but INPROGRESS
  * the room is gone. CAIRN_CORRUPT: the bytes do not have the checks. */
@@ -176,6 +177,14 @@ void cairn_vault_each_identity(struct cairn_vault *v,
 /* The nearest of the remembered identities and what differs (chunking/why.h); returns the length
  * needed. */
 size_t cairn_vault_why(struct cairn_vault *v, const cairn_identity *id, char *out, size_t cap);
+
+/* What was done under an identity since open, and how many values of it are held. The latest 127
+ * identities are remembered, and those with held values before others; CAIRN_MISS: not this one. */
+struct cairn_identity_figures {
+    uint64_t puts, put_bytes, hits, hit_bytes, held;
+};
+cairn_status cairn_vault_identity_figures(struct cairn_vault *v, const uint8_t fingerprint[32],
+                                          struct cairn_identity_figures *ret);
 
 /* Statistics as a JSON object. oldest_lease_ns: age of the oldest lease, known to the caller. */
 size_t cairn_vault_stats(struct cairn_vault *v, uint64_t oldest_lease_ns, char *out, size_t cap);

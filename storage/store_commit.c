@@ -93,10 +93,12 @@ static bool publish(struct cairn_vault *v, struct slot *s, const struct cairn_ke
     e->block = CAIRN_BLOCK_NONE;
     e->slot = slot_number(v, s);
     e->value_len = s->value_len;
-    e->space = b->space;
+    e->space = (uint8_t)b->space;
+    e->identity = identity_number(v, b->identity);
     e->flags = (uint16_t)((b->expires_ns ? CAIRN_ENTRY_EXPIRES : 0) |
                           (cairn_blocks(b->side_len) << CAIRN_ENTRY_SIDE_SHIFT));
     entry_count(v, e, 1);
+    identity_put(v, e->identity, s->value_len);
     s->entry = id;
     s->state = SLOT_RESIDENT;
     s->yields = (flags & CAIRN_COMMIT_ON_EVICT) != 0;
@@ -199,6 +201,8 @@ static enum cairn_cause seal(struct cairn_vault *v, struct slot *s, const struct
         cairn_hash_pieces(slot_value(v, s), s->value_len, b->piece_check);
         s->sealed = true;
     }
+    b->expires_ns = c->expires_ns;
+    b->flags = c->mark;
     if (c->checks && memcmp(c->checks, b->piece_check,
                             cairn_piece_count(s->value_len) * sizeof *c->checks) != 0)
         return CAIRN_CAUSE_CHECKSUM;

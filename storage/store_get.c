@@ -203,6 +203,9 @@ static void settle(struct get_run *r)
             slot_drop_damaged(r->v, f->slot, f->cause);
         if (f->expired)
             slot_drop_expired(r->v, f->slot);
+        if (r->gets[r->settled].status == CAIRN_OK && f->slot->entry != CAIRN_ENTRY_NONE)
+            identity_hit(r->v, cairn_index_entry(r->v->index, f->slot->entry)->identity,
+                         cairn_sgl_bytes(&r->gets[r->settled].out));
         slot_unpin(r->v, f->slot);
     }
 }

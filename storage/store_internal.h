@@ -13,6 +13,7 @@
 #define VAULT_OPS 512u        /* tier ops in flight; half of them at most are writes */
 #define VAULT_WINDOW 64u      /* keys of one get in flight                           */
 #define VAULT_EVICT_MAX 4096u /* owners one allocation may evict                     */
+#define VAULT_IDENTITIES 128u /* number 0 is for those not known                     */
 #define VAULT_SPACES 2u       /* namespaces: KV chunks, strings                      */
 
 enum slot_state { SLOT_FREE, SLOT_FILLING, SLOT_LOADING, SLOT_RESIDENT, SLOT_FAILED };
@@ -70,6 +71,12 @@ struct seen_identity {
     uint32_t len;
 };
 
+struct identity_row {
+    uint64_t name; /* first bytes of the fingerprint */
+    uint64_t used; /* identity_tick then             */
+    struct cairn_identity_figures f;
+};
+
 struct vault_counters {
     _Atomic uint64_t get_ram, get_disk, put_stored, put_existing, put_replaced, deleted;
     _Atomic uint64_t get_bytes, put_bytes, lookups, lookup_keys, lookup_held;
@@ -109,6 +116,9 @@ struct cairn_vault {
     uint64_t held[VAULT_SPACES]; /* entries of each space                                  */
     uint64_t cleared[VAULT_SPACES]; /* values of a lower version are dead, or about to be   */
     struct drops *drops;
+    struct identity_row identities[VAULT_IDENTITIES];
+    uint64_t identity_tick;
+    uint32_t identity_last;
     uint64_t lost_writes_flushed; /* lost_writes at the last flush that reported them */
     uint32_t clock_hand;         /* of index eviction */
     uint32_t failed_slots;
@@ -170,6 +180,11 @@ void entry_drop_if_empty(struct cairn_vault *v, uint32_t id, enum cairn_cause ca
 uint32_t entry_insert(struct cairn_vault *v, const struct cairn_key *key);
 /* Forgets the disk copy: the record stays there but is not found again before a restart. */
 void entry_forget_disk(struct cairn_vault *v, uint32_t id, enum cairn_cause cause);
+
+/* store_identity.c: lock held */
+uint8_t identity_number(struct cairn_vault *v, const uint8_t *fingerprint);
+void identity_put(struct cairn_vault *v, uint8_t number, uint64_t bytes);
+void identity_hit(struct cairn_vault *v, uint8_t number, uint64_t bytes);
 
 /* store_drops.c: lock held */
 struct drops *drops_open(void);

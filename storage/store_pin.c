@@ -55,7 +55,8 @@ static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key
         s = load_begin(v, id, key, &cause);
     }
     if (s) {
-        cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_HIT;
+        e->flags |= CAIRN_ENTRY_HIT;
+        identity_hit(v, e->identity, e->value_len);
         lease_count(v, s);
     }
     return s;
@@ -134,6 +135,7 @@ static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *
     if (!s->leases && v->lease_blocks + s->blocks > v->arena_blocks / 2)
         return CAIRN_MISS;
     e->flags |= CAIRN_ENTRY_HIT;
+    identity_hit(v, e->identity, e->value_len);
     slot_pin(s);
     lease_count(v, s);
     slot_leave_orphans(v, s);

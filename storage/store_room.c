@@ -177,7 +177,10 @@ void slot_count_lost(struct cairn_vault *v, const struct slot *s)
 
 void entry_count(struct cairn_vault *v, const struct cairn_entry *e, int by)
 {
-    if (e->space < VAULT_SPACES && !(e->flags & CAIRN_ENTRY_TOMB))
+    if (e->flags & CAIRN_ENTRY_TOMB)
+        return;
+    v->identities[e->identity].f.held += (uint64_t)by;
+    if (e->space < VAULT_SPACES)
         v->held[e->space] += (uint64_t)by;
 }
 

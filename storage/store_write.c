@@ -182,6 +182,17 @@ static void load_failed(struct cairn_vault *v, struct vault_op *op, struct slot 
         entry_drop_if_empty(v, id, op->op.cause);
 }
 
+/* Footers of older writers do not say it. */
+static void learn_identity(struct cairn_vault *v, const struct slot *s)
+{
+    struct cairn_entry *e = cairn_index_entry(v->index, s->entry);
+    if (e->identity)
+        return;
+    entry_count(v, e, -1);
+    e->identity = identity_number(v, slot_image(v, s)->body.identity);
+    entry_count(v, e, 1);
+}
+
 static void load_done(struct cairn_vault *v, struct vault_op *op, struct slot *s)
 {
     if (op->op.image_lost)
@@ -197,6 +208,7 @@ static void load_done(struct cairn_vault *v, struct vault_op *op, struct slot *s
             v->resident_bytes += s->value_len;
             v->resident_count++;
             slot_adopt(v, s, slot_image(v, s)->body.parent);
+            learn_identity(v, s);
             slot_enter_policy(v, s, s->blocks);
         }
     }
@@ -274,7 +286,8 @@ static bool host_recovered(void *arg, const struct cairn_tier *t,
     e->version = r->version;
     e->block = value ? r->block : CAIRN_BLOCK_NONE;
     e->value_len = r->value_len;
-    e->space = r->space;
+    e->space = r->space < VAULT_SPACES ? (uint8_t)r->space : UINT8_MAX;
+    e->identity = identity_number(v, r->identity);
     e->flags = (uint16_t)((value ? 0 : CAIRN_ENTRY_TOMB) |
                           (r->expires_ns ? CAIRN_ENTRY_EXPIRES : 0) |
                           (side << CAIRN_ENTRY_SIDE_SHIFT));
