@@ -1,5 +1,5 @@
-"""A client of the CAIRN.* commands (transport/README.md) in plain sockets: what it sends is what the
-test says, right or wrong."""
+"""A client of the CAIRN.* commands (transport/README.md) in plain sockets: what it sends is what
+the test says, right or wrong."""
 
 import ctypes
 import hashlib
@@ -30,7 +30,8 @@ def xxh3(data) -> int:
 
 def checks(value) -> bytes:
     view = memoryview(value)
-    return b"".join(struct.pack("<Q", xxh3(view[at:at + PIECE])) for at in range(0, len(view), PIECE))
+    pieces = (view[at:at + PIECE] for at in range(0, len(view), PIECE))
+    return b"".join(struct.pack("<Q", xxh3(piece)) for piece in pieces)
 
 
 def key_of(*parts) -> bytes:

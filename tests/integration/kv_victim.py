@@ -5,8 +5,8 @@
 PLAN hold: leases what the test put, says "ready N" and waits for lines on standard input: "close"
 closes the connection but keeps the mappings, "check" says whether every view still has its bytes,
 "release" releases. PLAN storm: attaches, puts through the window, leases, checks, releases, breaks
-off, for ever; wrong bytes end it with status 3. PLAN hammer: writes two patterns in turn into the window
-whose descriptor is number 3."""
+off, for ever; wrong bytes end it with status 3. PLAN hammer: writes two patterns in turn into the
+window whose descriptor is number 3."""
 
 import mmap
 import os
@@ -34,7 +34,7 @@ def hold(path, _seed):
                 kv.close()
                 say("closed")
             case "check":
-                good = all(kv.view(view) == value_of(key, view[1]) for key, view in zip(keys, views))
+                good = all(kv.view(v) == value_of(key, v[1]) for key, v in zip(keys, views))
                 say("good" if good else "wrong")
             case "reconnect":
                 again = Kv(path=path)

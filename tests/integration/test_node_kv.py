@@ -1,5 +1,5 @@
-"""The CAIRN.* commands of a node, as raw requests over both sockets. Values follow from their keys, so
-every byte that comes back is judged; the client verifies the checks of every answer."""
+"""The CAIRN.* commands of a node, as raw requests over both sockets. Values follow from their keys,
+so every byte that comes back is judged; the client verifies the checks of every answer."""
 
 import json
 import random
@@ -9,7 +9,7 @@ import urllib.request
 
 import pytest
 
-from kv_client import (BUSY, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, REPLACE, TIMEOUT,
+from kv_client import (BUSY, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, TIMEOUT,
                        TOOBIG, WINDOW, ZERO, Kv, checks, get_item, key_of, put_item, value_of)
 from wire import Error
 
@@ -152,7 +152,8 @@ def read_ranges(kv, key, value, count, seed):
     for _ in range(count):
         offset = rng.choice([0, rng.randrange(len(value)), PIECE, 2 * PIECE])
         most = len(value) - offset
-        length = rng.choice([1, min(most, PIECE), min(most, 4096), most, rng.randrange(1, most + 1)])
+        length = rng.choice([1, min(most, PIECE), min(most, 4096), most,
+                             rng.randrange(1, most + 1)])
         got = kv.get(get_item(key, length, offset=offset, flags=RANGE))
         assert got == [(OK, "none", value[offset:offset + length])], (offset, length)
 
@@ -208,7 +209,7 @@ BAD = [
     ("PUT", [1000, put_item(key_of(1), 3, flags=WINDOW), checks(b"abc"), b"", b""]),
     ("PUT", [1000, put_item(key_of(1), 3, offset=5), checks(b"abc"), b"", b"abc"]),
     ("PUT", [1000, put_item(key_of(1), 2**63), b"", b"", b""]),
-    ("PUT", [1000, put_item(key_of(1), 3, flags=REPLACE)[:-4] + b"pad!", checks(b"abc"), b"", b"abc"]),
+    ("PUT", [1000, GOOD_PUT[:-4] + b"pad!", checks(b"abc"), b"", b"abc"]),
     ("LEASE", [-5, 1000, key_of(1)]), ("LEASE", [5, "x", key_of(1)]), ("LEASE", [5, 5, b"short"]),
     ("RENEW", ["x", 5]), ("RENEW", [1, -5]), ("RELEASE", ["x"]), ("RELEASE", [0]),
     ("RELEASE", [1, "ALL"]), ("SIDE", [5, b"short"]), ("DELETE", [5, b"short"]),
@@ -237,11 +238,11 @@ def test_malformed_requests_are_answered_with_a_sentence(node, way):
 def test_random_requests_do_no_harm(node):
     """Arguments of any bytes and lengths: every request gets an answer, and the node lives."""
     rng = random.Random(20260)
-    names = ["HELLO", "LOOKUP", "GET", "PUT", "LEASE", "RENEW", "RELEASE", "LENGTH", "SIDE", "DELETE",
-             "PREFETCH", "PIN", "UNPIN", "CLEAR", "IDENTITY", "WHY", "WHYMISS", "STATS", "ATTACH"]
+    names = ["HELLO", "LOOKUP", "GET", "PUT", "LEASE", "RENEW", "RELEASE", "LENGTH", "SIDE",
+             "DELETE", "PREFETCH", "PIN", "UNPIN", "CLEAR", "IDENTITY", "WHY", "WHYMISS", "STATS", "ATTACH"]
     key = key_of("held")
-    seeds = [b"", b"0", b"1", b"-1", b"1000", b"ALL", b"PREFIX", b"IDENTITY", key, key * 3, GOOD_PUT,
-             get_item(key, 5000), checks(b"abc"), b"abc", b"\xff" * 88, b"9" * 30, b"x" * 20_000]
+    seeds = [b"", b"0", b"1", b"-1", b"1000", b"ALL", b"PREFIX", b"IDENTITY", key, key * 3,
+             GOOD_PUT, get_item(key, 5000), checks(b"abc"), b"abc", b"\xff" * 88, b"9" * 30, b"x" * 20_000]
     kv = connect(node)
     assert kv.put(key, value_of(key, 5000)) == [OK, 0]
     for _ in range(3000):
@@ -369,7 +370,7 @@ def test_flush_without_a_disk_says_so(node):
 
 
 def test_from_disk(disk_node):
-    """After a restart everything is on disk: looked up, leased, got whole and in ranges, prefetched."""
+    """After a restart everything is on disk: looked up, leased, got, prefetched."""
     node, sizes = disk_node, [300_000, 1 << 20, 5000, 2_500_000, 1 << 20, 64_000]
     links = chain("disk", sizes)
     keys = [key for key, _, _ in links]
@@ -528,7 +529,8 @@ def test_pipelined_requests_keep_their_order(disk_node):
     batch, expected = [], []
     for i, key in enumerate(keys):
         value = value_of(key, 1000 + 40_000 * (i % 4))
-        batch.append(request("CAIRN.PUT", 4000, put_item(key, len(value)), checks(value), b"", value))
+        batch.append(request("CAIRN.PUT", 4000, put_item(key, len(value)), checks(value), b"",
+                             value))
         expected.append([OK, 0])
         if i % 5 == 0:
             batch.append(request("CAIRN.FLUSH", 4000))

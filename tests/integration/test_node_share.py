@@ -1,5 +1,5 @@
-"""Reading in place and writing through a window: what an attached client can and cannot do, and what
-is left of it when it dies."""
+"""Reading in place and writing through a window: what an attached client can and cannot do, and
+what is left of it when it dies."""
 
 import ctypes
 import fcntl
@@ -28,8 +28,9 @@ def victim(request):
     made = []
 
     def start(node, plan, seed=0, **options):
-        p = subprocess.Popen([sys.executable, str(HERE / "kv_victim.py"), node.socket, plan, str(seed)],
-                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+        command = [sys.executable, str(HERE / "kv_victim.py"), node.socket, plan, str(seed)]
+        p = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             **options)
         made.append(p)
         assert p.stdout.readline().startswith("ready")
         return p
@@ -86,8 +87,8 @@ def test_the_arena_cannot_be_written(node):
         mmap.mmap(again, arena_bytes)
     os.close(again)
     libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int,
-                          ctypes.c_long]
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
+                          ctypes.c_int, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -129,11 +130,13 @@ def test_who_may_attach(node):
 
 def test_windows_are_bounded(node):
     kv = connect(node)
-    assert kv.attach(1 << 60)[1] <= 256 << 20
+    assert kv.attach(1 << 60)[1] == 64 << 20
+    kv.close()
+    until(lambda: shared(node)["window_bytes"] == 0)
     more = [connect(node) for _ in range(5)]
-    sizes = [one.attach(256 << 20)[1] for one in more]
-    assert shared(node)["window_bytes"] <= 1 << 30
-    assert sizes[-1] < 256 << 20, "the last one gets what is left, or none"
+    sizes = [one.attach(20 << 20)[1] for one in more]
+    assert sizes == [20 << 20, 20 << 20, 20 << 20, 4 << 20, 0]
+    assert shared(node)["window_bytes"] == 64 << 20
     assert more[-1].put(key_of("inline"), b"bytes through the socket") == [OK, 0]
 
 
@@ -150,7 +153,8 @@ def test_put_from_the_window(node):
         kv.window[at:at + len(value)] = bytes(len(value))
         assert kv.fetch(key, len(value)) == value
     key = key_of("outside")
-    for offset, length in ((size, 1), (size - 9, 10), (2**64 - 5, 10), (2**64 - 10, 10), (2**63, 3)):
+    for offset, length in ((size, 1), (size - 9, 10), (2**64 - 5, 10), (2**64 - 10, 10),
+                           (2**63, 3)):
         answer = kv.call("CAIRN.PUT", 1000, put_item(key, length, offset=offset, flags=1 << 8),
                          b"c" * 8, b"", b"")
         assert isinstance(answer, Error), (offset, length, answer)
@@ -161,7 +165,7 @@ def test_put_from_the_window(node):
 
 
 def test_a_window_that_changes_under_the_copy(node, victim):
-    """Whatever another thread of the client writes meanwhile: refused, or exactly what was claimed."""
+    """Whatever the client writes meanwhile: refused, or exactly what was claimed."""
     kv = connect(node)
     kv.attach(4 << 20)
     patterns = [value_of(key_of("pattern", i), 1 << 20) for i in range(2)]
@@ -326,8 +330,8 @@ def test_a_client_that_leaves_in_the_middle(node):
         kv.window[:len(value)] = value
         item = put_item(key_of("middle", i), len(value), flags=(1 << 8) | 1)
         whole = request("CAIRN.PUT", 1000, item, checks(value), b"", b"")
-        inline = request("CAIRN.PUT", 1000, put_item(key_of("inline", i), len(value)), checks(value),
-                         b"", value)
+        inline = request("CAIRN.PUT", 1000, put_item(key_of("inline", i), len(value)),
+                         checks(value), b"", value)
         lease = request("CAIRN.LEASE", 1000, 1000, key_of("middle", i))
         got = request("CAIRN.GET", 1000, get_item(key_of("middle", 0), 3 << 20))
         kv.send([whole, inline[:200_000], whole + lease, whole + got * 5, inline[:100]][i % 5])
@@ -343,3 +347,7 @@ def test_a_client_that_leaves_in_the_middle(node):
     kv = connect(node)
     kv.attach()
     assert shared(node)["processes"] == 1
+    kept = shared(node)["lease_pins"]
+    mine, _ = kv.lease([key_of("middle", 0)])
+    assert kv.call("CAIRN.RELEASE", "CLOSED") == kept
+    assert state(node)["leases_count"] == 1 and kv.call("CAIRN.RELEASE", mine) == 1

@@ -245,7 +245,7 @@ static enum call_flow prefetch_run(struct call *c)
 
 const struct command commands_kv[] = {
     {"CAIRN.HELLO", -2, COMMAND_FAST, 0, hello_run,
-     "Says which version of these commands is spoken, and learns what the node serves.", 0, 0, 0, 0},
+     "Agrees on the version of these commands and says what the node serves.", 0, 0, 0, 0},
     {"CAIRN.ATTACH", 2, COMMAND_LOCAL, 0, kv_attach_run,
      "Hands over the arena, to be read in place, and a window to write values into.", 0, 0, 0, 0},
     {"CAIRN.LOOKUP", 2, COMMAND_FAST, 0, lookup_run,

@@ -1,4 +1,5 @@
-/* What the CAIRN.* commands share: their arguments, judged, and the handlers that one table names. */
+/* What the CAIRN.* commands share: their arguments, judged, and the handlers that one table
+ * names. */
 #ifndef CAIRN_TOOLS_CAIRND_CMD_KV_H
 #define CAIRN_TOOLS_CAIRND_CMD_KV_H
 

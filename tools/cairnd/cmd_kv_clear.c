@@ -58,7 +58,7 @@ static bool walk(struct clear *cl, uint32_t *cursor,
     cairn_status st = cairn_vault_scan(cl->vault, 0, cursor, BATCH, cl->deadline_ns, fn, arg);
     if (!st && !time_up(cl))
         return true;
-    kv_error(cl->c, "the chunks could not be walked over to the end (%s), %llu were deleted; ask again",
+    kv_error(cl->c, "not all chunks were looked at (%s), %llu were deleted; ask again",
              cairn_status_name(st ? st : CAIRN_TIMEOUT), (unsigned long long)cl->deleted);
     return false;
 }
@@ -140,8 +140,9 @@ static uint32_t first_child(const struct tree *t, const struct cairn_key *parent
     return low;
 }
 
-/* Adds the children of `parent` to those still to be followed: order[*end...]. A chunk is in the tree
- * twice only if it was replaced while the walk went on, or by a client's design; `seen` stops both. */
+/* Adds the children of `parent` to those still to be followed: order[*end...]. A chunk is in the
+ * tree twice only if it was replaced while the walk went on, or by a client's design; `seen`
+ * stops both. */
 static void follow(const struct tree *t, const struct cairn_key *parent, bool *seen,
                    uint32_t *order, uint32_t *end)
 {
@@ -154,8 +155,8 @@ static void follow(const struct tree *t, const struct cairn_key *parent, bool *s
     }
 }
 
-/* All that follow the wanted key, parents before children; then deletes them, children first, so that
- * a clear that is broken off leaves no chunk behind that its next run would not reach. */
+/* All that follow the wanted key, parents before children; then deletes them, children first, so
+ * that a clear that is broken off leaves no chunk behind that its next run would not reach. */
 static bool delete_tree(struct clear *cl, struct tree *t)
 {
     bool *seen = calloc(t->count + 1, sizeof *seen);

@@ -12,8 +12,8 @@
 #define HASH_AT_ONCE (1024u * 1024u)       /* more of ranges is hashed on a worker        */
 #define LOADS 64u                          /* values read from disk at the same time      */
 
-/* Bytes that are in no pinned value: the part of one that is on disk, or what the lease budget left no
- * pin for. */
+/* Bytes that are in no pinned value: the part of one that is on disk, or what the lease budget
+ * left no pin for. */
 struct copy {
     struct client *client;
     size_t len;
@@ -169,8 +169,8 @@ static void get_copy(struct get_batch *b, struct got *g)
         g->status = CAIRN_OK;
 }
 
-/* Reads this value and those behind it from disk, as many at once as may be. Returns how many of the
- * batch are done. */
+/* Reads this value and those behind it from disk, as many at once as may be. Returns how many of
+ * the batch are done. */
 static uint32_t load_run(struct get_batch *b, uint32_t from)
 {
     struct cairn_key keys[LOADS];

@@ -169,9 +169,10 @@ enum call_flow kv_release_run(struct call *c)
 {
     struct client_shared *s = c->client->shared;
     uint64_t id, released = 0;
-    if (c->argc == 2 && call_is(c, 1, "ALL")) {
+    bool all = c->argc == 2 && call_is(c, 1, "ALL");
+    if (all || (c->argc == 2 && call_is(c, 1, "CLOSED"))) {
         if (s)
-            released = kv_leases_release_client(kv_leases_of(s), c->client->id);
+            released = kv_leases_release_client(kv_leases_of(s), all ? c->client->id : KV_CLOSED);
     } else {
         for (uint32_t i = 1; i < c->argc; i++)
             if (!lease_id(c, i, &id))

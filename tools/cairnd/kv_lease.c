@@ -4,7 +4,8 @@
 
 #include "base/mem.h"
 
-/* A request's usual chain fits; what is longer is as rare as its memory is cheap beside its bytes. */
+/* A request's usual chain fits; what is longer is as rare as its memory is cheap beside its
+ * bytes. */
 #define SMALL_PINS 64u
 #define SPARES_MAX 32u
 #define SLOT_NONE UINT32_MAX
@@ -135,14 +136,17 @@ bool kv_lease_release(struct kv_leases *l, uint64_t id)
     return lease != NULL;
 }
 
-/* Lock held on entry and return. Those of `client` (0: any) that end at `now` or before. */
+#define ANY_CLIENT UINT64_MAX
+
+/* Lock held on entry and return. Those of `client` that end at `now` or before. */
 static uint32_t release_some(struct kv_leases *l, uint64_t client, uint64_t now_ns)
 {
     struct kv_lease *out = NULL;
     uint32_t released = 0;
     for (uint32_t i = 0; i < l->capacity; i++) {
         struct kv_lease *lease = l->slots[i].lease;
-        if (!lease || (client && lease->client != client) || lease->ends_ns > now_ns)
+        if (!lease || (client != ANY_CLIENT && lease->client != client) ||
+            lease->ends_ns > now_ns)
             continue;
         take_out(l, lease);
         lease->next = out;
@@ -163,7 +167,7 @@ uint32_t kv_leases_end(struct kv_leases *l)
 {
     pthread_mutex_lock(&l->lock);
     l->ended = true;
-    uint32_t released = release_some(l, 0, KV_LEASE_ENDLESS);
+    uint32_t released = release_some(l, ANY_CLIENT, KV_LEASE_ENDLESS);
     pthread_mutex_unlock(&l->lock);
     return released;
 }
@@ -189,10 +193,19 @@ uint32_t kv_leases_release_client(struct kv_leases *l, uint64_t client)
     return released;
 }
 
+void kv_leases_closed(struct kv_leases *l, uint64_t client)
+{
+    pthread_mutex_lock(&l->lock);
+    for (uint32_t i = 0; i < l->capacity; i++)
+        if (l->slots[i].lease && l->slots[i].lease->client == client)
+            l->slots[i].lease->client = KV_CLOSED;
+    pthread_mutex_unlock(&l->lock);
+}
+
 uint32_t kv_leases_expire(struct kv_leases *l, uint64_t now_ns)
 {
     pthread_mutex_lock(&l->lock);
-    uint32_t released = l->count ? release_some(l, 0, now_ns) : 0;
+    uint32_t released = l->count ? release_some(l, ANY_CLIENT, now_ns) : 0;
     pthread_mutex_unlock(&l->lock);
     return released;
 }

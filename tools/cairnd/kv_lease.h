@@ -1,6 +1,6 @@
-/* The leases of one owner: a process that reads in the arena, or a connection that does not. What is
- * pinned for an owner and how often is bounded here; how much memory, by the vault's lease budget.
- * Any thread. */
+/* The leases of one owner: a process that reads in the arena, or a connection that does not.
+ * What is pinned for an owner and how often is bounded here; how much memory, by the vault's
+ * lease budget. Any thread. */
 #ifndef CAIRN_TOOLS_CAIRND_KV_LEASE_H
 #define CAIRN_TOOLS_CAIRND_KV_LEASE_H
 
@@ -12,10 +12,11 @@
 #define KV_LEASES_MAX 4096u      /* of one owner, a power of two */
 #define KV_LEASE_PINS_MAX 65536u /* of one owner */
 #define KV_LEASE_ENDLESS UINT64_MAX
+#define KV_CLOSED 0u             /* no client has this number */
 
 struct kv_lease {
     uint64_t id;      /* unique among its owner's, not 0                                          */
-    uint64_t client;  /* whose connection it was taken over                                       */
+    uint64_t client;  /* over whose connection it was taken, KV_CLOSED once that is closed        */
     uint64_t taken_ns, ends_ns; /* KV_LEASE_ENDLESS: not before it is released                    */
     uint32_t count;   /* pins */
     uint32_t room;    /* for so many */
@@ -48,14 +49,17 @@ uint32_t kv_leases_end(struct kv_leases *l);
 /* A lease with room for `count` pins that is not the owner's yet; NULL: no memory. */
 struct kv_lease *kv_lease_prepare(struct kv_leases *l, uint32_t count);
 void kv_lease_discard(struct kv_leases *l, struct kv_lease *lease); /* unpins what it pins */
-/* Makes it the owner's, from when on others may release it; `ready` sees it with its id just before.
- * CAIRN_BUSY: the owner has too many; CAIRN_STATE: the owner is gone. The lease is discarded then. */
+/* Makes it the owner's, from when on others may release it; `ready` sees it with its id just
+ * before. CAIRN_BUSY: the owner has too many; CAIRN_STATE: the owner is gone. The lease is
+ * discarded then. */
 cairn_status kv_lease_add(struct kv_leases *l, struct kv_lease *lease,
                           void (*ready)(void *arg, const struct kv_lease *lease), void *arg);
 
 bool kv_lease_release(struct kv_leases *l, uint64_t id);
-/* Those taken over one connection. */
+/* Those taken over one connection; KV_CLOSED: over any that is closed. */
 uint32_t kv_leases_release_client(struct kv_leases *l, uint64_t client);
+/* The connection is closed; what was leased over it stays. */
+void kv_leases_closed(struct kv_leases *l, uint64_t client);
 /* Those whose time is over. */
 uint32_t kv_leases_expire(struct kv_leases *l, uint64_t now_ns);
 /* Never shortens an endless one. CAIRN_TIMEOUT: it has ended, or never was. */

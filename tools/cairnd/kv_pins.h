@@ -14,8 +14,8 @@ struct kv_pins;
 struct kv_pins *kv_pins_open(struct cairn_vault *v); /* NULL: no memory */
 void kv_pins_close(struct kv_pins *p);               /* unpins all; NULL is fine */
 
-/* May wait for a disk. OK = it is pinned; MISS = not held, or the budget is used up; BUSY = too many
- * are. */
+/* May wait for a disk. OK = it is pinned; MISS = not held, or the budget is used up; BUSY = too
+ * many are. */
 cairn_status kv_pins_add(struct kv_pins *p, const struct cairn_key *key, uint64_t deadline_ns);
 bool kv_pins_remove(struct kv_pins *p, const struct cairn_key *key);
 /* The key's value was replaced: pins the new one in the old one's place, if the key is pinned. */

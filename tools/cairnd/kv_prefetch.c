@@ -55,8 +55,8 @@ void kv_prefetch_close(struct kv_prefetch *p)
     free(p);
 }
 
-/* Only this function takes keys off, and it runs once at a time, so the head stays while it reads. A
- * chain that breaks off is of no use behind the break. */
+/* Only this function takes keys off, and it runs once at a time, so the head stays while it
+ * reads. A chain that breaks off is of no use behind the break. */
 static void run_slice(void *arg)
 {
     struct kv_prefetch *p = arg;

@@ -1,5 +1,5 @@
-/* Values on their way from disk to RAM because somebody will ask for them (CAIRN.PREFETCH). A bounded
- * queue that takes one worker at most, and gives it back after every few values. */
+/* Values on their way from disk to RAM because somebody will ask for them (CAIRN.PREFETCH). A
+ * bounded queue that takes one worker at most, and gives it back after every few values. */
 #ifndef CAIRN_TOOLS_CAIRND_KV_PREFETCH_H
 #define CAIRN_TOOLS_CAIRND_KV_PREFETCH_H
 

@@ -74,7 +74,8 @@ static bool pidfd_ended(int pidfd)
     return poll(&at, 1, 0) != 0;
 }
 
-/* The one who connected; SO_PEERPIDFD (Linux 6.5) cannot mean a later process of the same number. */
+/* The one who connected; SO_PEERPIDFD (Linux 6.5) cannot mean a later process of the same
+ * number. */
 static int peer_pidfd(const struct client *c)
 {
     int pidfd = -1;
@@ -110,8 +111,8 @@ static cairn_status process_new(struct kv *kv, int pid, int pidfd, struct kv_pro
     return CAIRN_OK;
 }
 
-/* Another connection of the same process shares what is known of it: while its pidfd does not say that
- * it ended, nobody else has its number. */
+/* Another connection of the same process shares what is known of it: while its pidfd does not
+ * say that it ended, nobody else has its number. */
 static cairn_status process_join(struct kv *kv, struct client *c, struct kv_process **ret)
 {
     int pidfd = peer_pidfd(c);
@@ -198,8 +199,8 @@ static cairn_status watcher_start(struct kv *kv, char *err, size_t err_cap)
         epoll_ctl(kv->epoll, EPOLL_CTL_ADD, kv->wake, &e) == 0 &&
         pthread_create(&kv->watcher, NULL, watch, kv) == 0)
         return CAIRN_OK;
-    snprintf(err, err_cap, "the watcher of leases did not start: %s; raise the limits on threads and "
-             "open files", strerror(errno));
+    snprintf(err, err_cap, "the watcher of leases did not start: raise the limits on threads and "
+                           "open files");
     return CAIRN_NOMEM;
 }
 
@@ -232,6 +233,7 @@ cairn_status kv_start(struct node *n, char *err, size_t err_cap)
     const void *arena = NULL;
     kv->arena_status = cairn_vault_share(n->vault, &kv->arena_fd, &arena, &kv->arena_len);
     kv->arena = arena;
+    kv->window_max = n->o.ram / 2 > KV_WINDOWS_MIN ? n->o.ram / 2 : KV_WINDOWS_MIN;
     kv->pins = kv_pins_open(n->vault);
     kv->prefetch = kv_prefetch_open(n);
     cairn_status st = CAIRN_OK;
@@ -300,8 +302,10 @@ void kv_client_gone(struct client *c)
         s->prev->next = s->next;
     else
         kv->clients = s->next;
-    if (s->process)
+    if (s->process) {
+        kv_leases_closed(&s->process->leases, c->id);
         process_leave(kv, s->process);
+    }
     kv->window_bytes -= s->window.len;
     pthread_mutex_unlock(&kv->lock);
     atomic_fetch_add(&c->node->stats.leases_lost, kv_leases_close(&s->leases));
@@ -321,7 +325,7 @@ void kv_open_window(struct client *c, uint64_t wanted)
         wanted = KV_WINDOW_MAX;
     wanted = (wanted + unit - 1) / unit * unit;
     pthread_mutex_lock(&kv->lock);
-    uint64_t left = KV_WINDOWS_MAX - kv->window_bytes;
+    uint64_t left = kv->window_max - kv->window_bytes;
     if (wanted > left)
         wanted = left / unit * unit;
     kv->window_bytes += wanted;
@@ -348,7 +352,7 @@ static cairn_status attach_refused(const struct client *c, struct client_shared 
     if (!c->local)
         snprintf(why, why_cap, "memory is shared over the unix socket only");
     else if (!c->shared_ok)
-        snprintf(why, why_cap, "this user may not map the node's memory; --allow-uids names who may");
+        snprintf(why, why_cap, "this user may not map the node's memory: see --allow-uids");
     else if (kv->arena_status)
         snprintf(why, why_cap, "this kernel cannot share memory read-only for good "
                  "(F_SEAL_FUTURE_WRITE, Linux 5.1)");

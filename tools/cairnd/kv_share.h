@@ -14,7 +14,7 @@
 
 #define KV_PROCESSES_MAX 1024u
 #define KV_WINDOW_MAX (256ull * 1024 * 1024)      /* of one connection */
-#define KV_WINDOWS_MAX (1024ull * 1024 * 1024)    /* of all together   */
+#define KV_WINDOWS_MIN (64ull * 1024 * 1024)      /* of all together: half of the RAM, or this */
 
 /* A process that maps the arena. Lives while it has a connection, or leases. */
 struct kv_process {
@@ -55,7 +55,7 @@ struct kv {
     struct client_shared *clients;
     uint32_t process_count;
     uint64_t process_last_id;
-    uint64_t window_bytes;
+    uint64_t window_bytes, window_max;
 
     pthread_t watcher;
     int epoll, wake;
@@ -99,8 +99,8 @@ struct kv_figures {
     uint32_t prefetch_keys; /* waiting */
 };
 void kv_figures(struct node *n, struct kv_figures *ret);
-/* Every lease (fn may be NULL); returns the age of the oldest one in ns, 0 if there is none. `client`
- * may be gone already; ends_in_ns is UINT64_MAX for one that ends with its process. */
+/* Every lease (fn may be NULL); returns the age of the oldest one in ns, 0 if there is none.
+ * `client` may be gone already; ends_in_ns is UINT64_MAX for one that ends with its process. */
 uint64_t node_leases_each(struct node *n,
                           void (*fn)(void *arg, uint64_t lease, uint64_t client, uint64_t age_ns,
                                      uint64_t ends_in_ns, uint32_t values, uint64_t bytes),
