@@ -288,7 +288,7 @@ bool bench_peer_cairnd(const char *ram, struct bench_peer *ret)
         return false;
     if (ret->pid == 0) {
         execl(program, program, "--port", port, "--socket", ret->socket, "--http-port", "0",
-              "--ram", ram, "--disk", "0", "--log-level", "error", (char *)NULL);
+              "--ram", ram, "--log-level", "error", (char *)NULL);
         _exit(127);
     }
     return answers(ret) || bench_fail("cairnd did not start");
@@ -304,6 +304,8 @@ bool bench_peer_redis(struct bench_peer *ret)
     if (!child(ret))
         return false;
     if (ret->pid == 0) {
+        if (!freopen("/dev/null", "w", stdout))
+            _exit(127);
         execlp("redis-server", "redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "",
                "--appendonly", "no", "--dir", ret->dir, "--loglevel", "warning", (char *)NULL);
         _exit(127);
