@@ -70,7 +70,8 @@ def put(cairn, uri, place, n, size, *more):
 
 def test_help_of_the_program_and_of_each_command(cairn):
     text = cairn("--help").stdout.decode()
-    for name in ["features", "keys", "put", "get", "stat", "why", "fsck", "bench"]:
+    for name in ["features", "doctor", "keys", "put", "get", "stat", "why", "fsck", "bench", "ping",
+                 "info", "top", "lookup", "why-miss", "clear", "pin", "unpin", "config"]:
         assert f"\n  {name} " in text
         done = cairn(name, "--help")
         assert done.returncode == 0
