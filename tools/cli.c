@@ -213,11 +213,18 @@ static int reading_uri(const char *uri, char *out, size_t cap)
     return CLI_OK;
 }
 
+bool cli_is_node(const char *uri)
+{
+    return strncmp(uri, "embedded:", 9) != 0;
+}
+
 int cli_open(const char *uri, bool must_exist, cairn_store **ret)
 {
     if (!uri[0])
         return cli_fail(CLI_USAGE, "no store given: add --store embedded:///path/to/directory");
     char reading[8192];
+    /* A node is there or it is not: only what this process would make itself is looked for. */
+    must_exist = must_exist && !cli_is_node(uri);
     int status = must_exist ? reading_uri(uri, reading, sizeof reading) : CLI_OK;
     if (status)
         return status;

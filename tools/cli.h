@@ -47,6 +47,9 @@ bool cli_write_file(const char *path, const void *data, size_t len);
 /* Identity from "name=value,name=value"; file: a line each instead. After a message: NULL. */
 cairn_identity *cli_identity(const char *fields, const char *file);
 
+/* Is this a store of another process, which goes on when this one ends? */
+bool cli_is_node(const char *uri);
+
 /* Opens the store of a URI. must_exist: a reading command makes no log. An exit status, after a
  * message unless it is CLI_OK. */
 int cli_open(const char *uri, bool must_exist, cairn_store **ret);

@@ -38,14 +38,16 @@ static int put(const struct options *o, cairn_store *store, struct cairn_put *p,
         return cli_fail(1, "'%.16s...' was not stored: %s; `cairn stat` counts the causes", hex,
                         cairn_status_str(s));
     s = cairn_flush(store, o->timeout_ns);
-    if (s == CAIRN_UNSUPPORTED)
+    bool memory = s == CAIRN_UNSUPPORTED && cli_is_node(o->store);
+    if (s == CAIRN_UNSUPPORTED && !memory)
         return cli_fail(1, "'%s' has no disk, so the value ends with this command: add a path and "
                         "disk=SIZE to --store", o->store);
-    if (s != CAIRN_OK)
+    if (s != CAIRN_OK && !memory)
         return cli_fail(1, "'%.16s...' is not durable: %s; check the device of the log", hex,
                         cairn_status_str(s));
-    printf("%s %zu bytes\n", p->status == CAIRN_EXISTS ? "kept the value that was there, not the"
-                                                        : "stored", cairn_sgl_bytes(&p->value));
+    printf("%s %zu bytes%s\n", p->status == CAIRN_EXISTS ? "kept the value that was there, not the"
+                                                          : "stored",
+           cairn_sgl_bytes(&p->value), memory ? ", in the node's memory: it has no disk" : "");
     return CLI_OK;
 }
 
@@ -97,5 +99,5 @@ const struct cli_command cli_put = {
     .options = options,
     .options_size = sizeof(struct options),
     .run = run,
-    .help = "put a file as one value and wait until it is durable",
+    .help = "put a file as one value and wait until it is durable, where there is a disk",
 };

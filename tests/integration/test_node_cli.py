@@ -650,3 +650,15 @@ def test_doctor_reads_the_nodes_configuration(cairn, place):
     refused(cairn("doctor", "--config=/no/such.conf"), 2, "/no/such.conf")
     refused(cairn("doctor", "--ram", "lots"), 2, "lots")
     refused(cairn("doctor", "--prot", "1"), 2, "--port")
+
+
+# --- the commands of a store, on a node ---
+
+
+def test_put_and_get_take_a_node_for_a_store(cairn, node, tmp_path):
+    key, value = "5a" * 32, os.urandom(300_000)
+    said(cairn("put", "--store", f"tcp://127.0.0.1:{node.port}", key, "-", stdin=value))
+    for uri in (f"unix:{node.socket}", f"tcp://127.0.0.1:{node.port}"):
+        got = cairn("get", "--store", uri, key)
+        assert got.returncode == 0 and got.stdout == value, got.stderr
+    assert cairn("get", "--store", f"unix:{node.socket}", "5b" * 32).returncode == 1
