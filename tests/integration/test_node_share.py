@@ -348,6 +348,7 @@ def test_a_client_that_leaves_in_the_middle(node):
     kv.attach()
     assert shared(node)["processes"] == 1
     kept = shared(node)["lease_pins"]
-    mine, _ = kv.lease([key_of("middle", 0)])
+    assert kv.put(key_of("mine"), b"mine", replace=True) == [OK, 0]
+    mine, _ = kv.lease([key_of("mine")])
     assert kv.call("CAIRN.RELEASE", "CLOSED") == kept
     assert state(node)["leases_count"] == 1 and kv.call("CAIRN.RELEASE", mine) == 1

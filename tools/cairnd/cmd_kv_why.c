@@ -10,7 +10,6 @@
 
 #define TEXT_FIRST 16384u
 #define TEXT_MAX (4u * 1024 * 1024)
-#define WALK 4096u /* values between two looks at the clock */
 
 /* Answers with a text of which only the writer knows the length. */
 static enum call_flow answer_text(struct call *c,
@@ -129,57 +128,34 @@ static size_t write_stats(void *arg, char *out, size_t cap)
     return cairn_vault_stats(n->vault, node_leases_each(n, NULL, NULL), out, cap);
 }
 
-/* What is held of one identity, counted by walking over all chunks. */
-struct held {
+struct of_identity {
     struct cairn_key fingerprint;
-    uint64_t values, bytes, ram_values, ram_bytes, disk_values, disk_bytes;
+    bool known;
+    struct cairn_identity_figures f;
 };
 
-static bool count_held(void *arg, const struct cairn_scan_item *item)
+static size_t write_of_identity(void *arg, char *out, size_t cap)
 {
-    struct held *h = arg;
-    if (memcmp(item->identity, h->fingerprint.bytes, sizeof item->identity) != 0)
-        return true;
-    h->values++;
-    h->bytes += item->value_len;
-    h->ram_values += item->ram;
-    h->ram_bytes += item->ram ? item->value_len : 0;
-    h->disk_values += item->disk;
-    h->disk_bytes += item->disk ? item->value_len : 0;
-    return true;
-}
-
-static size_t write_held(void *arg, char *out, size_t cap)
-{
-    const struct held *h = arg;
+    const struct of_identity *i = arg;
     struct text t = {.out = out, .cap = cap};
     text_add(&t, "{\"fingerprint\":\"");
-    for (size_t i = 0; i < sizeof h->fingerprint.bytes; i++)
-        text_add(&t, "%02x", h->fingerprint.bytes[i]);
-    text_add(&t, "\",\"values\":%" PRIu64 ",\"bytes\":%" PRIu64, h->values, h->bytes);
-    text_add(&t, ",\"ram\":{\"values\":%" PRIu64 ",\"bytes\":%" PRIu64 "}", h->ram_values,
-             h->ram_bytes);
-    text_add(&t, ",\"disk\":{\"values\":%" PRIu64 ",\"bytes\":%" PRIu64 "}}", h->disk_values,
-             h->disk_bytes);
+    for (size_t at = 0; at < sizeof i->fingerprint.bytes; at++)
+        text_add(&t, "%02x", i->fingerprint.bytes[at]);
+    text_add(&t, "\",\"known\":%s,\"held\":%" PRIu64, i->known ? "true" : "false", i->f.held);
+    text_add(&t, ",\"put\":{\"stored\":%" PRIu64 ",\"bytes\":%" PRIu64 "}", i->f.puts,
+             i->f.put_bytes);
+    text_add(&t, ",\"get\":{\"hits\":%" PRIu64 ",\"bytes\":%" PRIu64 "}}", i->f.hits,
+             i->f.hit_bytes);
     return t.len;
 }
 
 static enum call_flow stats_of_identity(struct call *c)
 {
-    struct held h = {.values = 0};
-    uint32_t cursor = 0;
-    cairn_status st;
-    if (!kv_key(c, 2, &h.fingerprint))
+    struct of_identity i = {.known = false};
+    if (!kv_key(c, 2, &i.fingerprint))
         return CALL_DONE;
-    if (!c->may_wait)
-        return CALL_WAITS;
-    do
-        st = cairn_vault_scan(c->node->vault, 0, &cursor, WALK, c->deadline_ns, count_held, &h);
-    while (!st && cursor && cairn_now_ns() < c->deadline_ns);
-    if (st || cursor)
-        return kv_error(c, "the chunks could not be counted to the end (%s)",
-                        cairn_status_name(st ? st : CAIRN_TIMEOUT));
-    return answer_text(c, write_held, &h);
+    i.known = cairn_vault_identity_figures(c->node->vault, i.fingerprint.bytes, &i.f) == CAIRN_OK;
+    return answer_text(c, write_of_identity, &i);
 }
 
 enum call_flow kv_stats_run(struct call *c)
