@@ -8,6 +8,7 @@
 #include "base/clock.h"
 
 #define MARK_EMPTY 1u
+#define LOCK_STEP_NS (CAIRN_NS_PER_MS / 8)
 #define PIN_TRIES 16
 #define PIN_STEP_NS (4 * CAIRN_NS_PER_MS)
 #define ROOM_STEP_NS (CAIRN_NS_PER_MS / 4)
@@ -47,15 +48,22 @@ static uint32_t stripe_of(const struct string_key *k)
     return h % NODE_STRIPES;
 }
 
+static void nap(uint64_t ns)
+{
+    struct timespec t = cairn_timespec(ns);
+    nanosleep(&t, NULL);
+}
+
 static cairn_status stripe_lock(struct call *c, uint32_t stripe)
 {
-    pthread_mutex_t *m = &c->node->stripe[stripe];
-    if (pthread_mutex_trylock(m) == 0)
-        return CAIRN_OK;
-    if (!c->may_wait)
-        return CAIRN_INPROGRESS;
-    struct timespec until = cairn_timespec(c->deadline_ns);
-    return pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until) ? CAIRN_TIMEOUT : CAIRN_OK;
+    while (pthread_mutex_trylock(&c->node->stripe[stripe])) {
+        if (!c->may_wait)
+            return CAIRN_INPROGRESS;
+        if (cairn_now_ns() >= c->deadline_ns)
+            return CAIRN_TIMEOUT;
+        nap(LOCK_STEP_NS);
+    }
+    return CAIRN_OK;
 }
 
 cairn_status string_lock(struct call *c, const struct string_key *k)
@@ -106,12 +114,6 @@ static bool ours(const struct string_key *k, const struct cairn_record_body_disk
 {
     return b->space == CAIRN_SPACE_STRINGS && b->tenant == k->tenant && b->name_len == k->len &&
            memcmp(b->name, k->data, k->len) == 0;
-}
-
-static void nap(uint64_t ns)
-{
-    struct timespec t = cairn_timespec(ns);
-    nanosleep(&t, NULL);
 }
 
 /* What is on disk is read; memory that replies hold comes back as they are sent. */
