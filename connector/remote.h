@@ -10,6 +10,8 @@
 #include "connector/remote_conn.h"
 #include "transport/retry.h"
 
+#define REMOTE_LEAVING_MAX 128u
+
 /* What this client saw, beside what the node counts. */
 struct remote_counts {
     _Atomic uint64_t calls, refused;      /* refused: at once, while the breaker was open         */
@@ -33,8 +35,9 @@ struct remote {
     struct remote_conn *idle;             /* the latest used first                                */
     uint32_t open;                        /* connections that are idle or in a call               */
     struct remote_pin *orphans;           /* released after their connection was lost             */
+    int leaving[REMOTE_LEAVING_MAX];      /* sockets whose last words the node has not heard yet  */
+    uint32_t leaving_count;
     struct cairn_breaker breaker;
-    bool was_open;                        /* an earlier dial worked: the next one is a reconnect  */
 
     pthread_mutex_t lease_lock;           /* taken before `lock` */
     struct remote_lease *leases;

@@ -32,7 +32,7 @@ static const struct cairn_reply_limits limits = {
 static uint64_t patience(const struct remote_conn *c)
 {
     uint64_t silent = c->progress_ns + c->o->timeout_ns;
-    return silent < c->deadline_ns ? silent : c->deadline_ns;
+    return c->opened && silent < c->deadline_ns ? silent : c->deadline_ns;
 }
 
 uint64_t conn_wire_timeout(const struct remote_conn *c)
@@ -459,7 +459,8 @@ static cairn_status attach(struct remote_conn *c, char *err, size_t cap)
     if (!st)
         st = attach_map(c, &fds, arena, window, err, cap);
     else if (st != CAIRN_BUSY)
-        snprintf(err, cap, "%s: the node went away while this client attached", c->o->address);
+        snprintf(err, cap, "%s: the node %s while this client attached", c->o->address,
+                 st == CAIRN_TIMEOUT ? "fell silent" : "went away");
     cairn_sock_fds_close(&fds);
     return st == CAIRN_BUSY ? CAIRN_OK : st;
 }
@@ -478,7 +479,7 @@ cairn_status conn_open(const struct remote_options *o, struct remote_arenas *are
     c->deadline_ns = deadline_ns;
     c->progress_ns = cairn_now_ns();
     cairn_reply_open(&c->in, &limits);
-    cairn_status st = cairn_sock_dial(&o->addr, patience(c), &c->fd, err, err_cap);
+    cairn_status st = cairn_sock_dial(&o->addr, deadline_ns, &c->fd, err, err_cap);
     if (st) {
         free(c->scratch);
         free(c);
@@ -489,17 +490,24 @@ cairn_status conn_open(const struct remote_options *o, struct remote_arenas *are
     if (!st && shared && o->attach)
         st = attach(c, err, err_cap);
     if (st) {
-        conn_close(c);
+        conn_close(c, true);
         return st;
     }
+    c->opened = true;
     *ret = c;
     return CAIRN_OK;
 }
 
-void conn_close(struct remote_conn *c)
+void conn_close_socket(int fd)
 {
-    cairn_fork_forget(c->fd);
-    close(c->fd);
+    cairn_fork_forget(fd);
+    close(fd);
+}
+
+void conn_close(struct remote_conn *c, bool socket_too)
+{
+    if (socket_too)
+        conn_close_socket(c->fd);
     if (c->window)
         munmap(c->window, c->window_len);
     remote_arena_put(c->arenas, c->arena);

@@ -35,6 +35,7 @@ struct remote_conn {
     uint64_t deadline_ns;              /* of the call that has it                                */
     uint64_t progress_ns;              /* when the node last gave a sign in this call            */
     struct remote_hello hello;
+    bool opened;                       /* silence is judged from here on                         */
 
     struct remote_arena *arena;        /* NULL: not attached                                     */
     char *window;                      /* NULL: none                                             */
@@ -62,8 +63,9 @@ struct remote_conn {
 /* Dials, says hello, attaches if it should. err: one sentence. */
 cairn_status conn_open(const struct remote_options *o, struct remote_arenas *arenas,
                        uint64_t deadline_ns, struct remote_conn **ret, char *err, size_t err_cap);
-/* Closes the socket; what it maps goes too. */
-void conn_close(struct remote_conn *c);
+/* Frees it with what it maps, and closes the socket or leaves it to the caller. */
+void conn_close(struct remote_conn *c, bool socket_too);
+void conn_close_socket(int fd);
 
 /* Milliseconds that a command may take at the node, so that its answer comes before patience ends
  * here. */

@@ -4,9 +4,11 @@
  * dropped; its socket stays open, unused, while views of leases taken over it are in use, and before it
  * is closed the node is told that all of them are over: an end alone does not tell it that nobody
  * reads there any more. */
-#include <stdio.h>
+#include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -18,6 +20,10 @@
 #define FAILURE_MIN_NS (20 * CAIRN_NS_PER_MS)
 /* While the breaker is open one call in a pause tries the node: it waits so long for its hello. */
 #define TRIAL_NS (100 * CAIRN_NS_PER_MS)
+/* A store is opened once: there is time. */
+#define OPEN_NS (5 * CAIRN_NS_PER_S)
+/* How long a store that is closed waits for the node to hear of it. */
+#define LEAVE_NS (100 * CAIRN_NS_PER_MS)
 
 uint64_t remote_patience(const struct remote *r)
 {
@@ -51,15 +57,47 @@ static void count(_Atomic uint64_t *counter)
 
 /* --- pins --- */
 
-/* Nobody uses the dropped connection any more. */
-static void farewell(struct remote_conn *c)
+/* Has the node closed it, or at least nothing to say now? What it says is thrown away. */
+static bool left(int fd)
 {
-    if (c->arena && !c->lost && !c->send_failed) {
+    char nothing[4096];
+    ssize_t n;
+    do {
+        n = recv(fd, nothing, sizeof nothing, MSG_DONTWAIT);
+    } while (n > 0);
+    return n == 0 || errno != EAGAIN;
+}
+
+/* Closes the sockets that the node has closed on its side, or all. Lock held. */
+static void reap(struct remote *r, bool all)
+{
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < r->leaving_count; i++) {
+        if (left(r->leaving[i]) || all)
+            conn_close_socket(r->leaving[i]);
+        else
+            r->leaving[kept++] = r->leaving[i];
+    }
+    r->leaving_count = kept;
+}
+
+/* Nobody uses the dropped connection any more. Its socket is closed after the node's side is: a node
+ * that cannot send an earlier answer would not read the release behind it. */
+static void farewell(struct remote *r, struct remote_conn *c)
+{
+    bool says = c->arena && !c->lost && !c->send_failed;
+    if (says) {
         conn_command(c, "CAIRN.RELEASE", 1);
         conn_bytes(c, "ALL", 3);
-        (void)conn_flush_now(c);
+        says = conn_flush_now(c) && shutdown(c->fd, SHUT_WR) == 0;
     }
-    conn_close(c);
+    pthread_mutex_lock(&r->lock);
+    reap(r, false);
+    says = says && r->leaving_count < REMOTE_LEAVING_MAX;
+    if (says)
+        r->leaving[r->leaving_count++] = c->fd;
+    pthread_mutex_unlock(&r->lock);
+    conn_close(c, !says);
 }
 
 void remote_pin_bind(struct remote_conn *c, struct remote_pin *pin, struct remote *r)
@@ -143,7 +181,7 @@ void remote_pin_release(struct remote *r, struct remote_pin *pin)
     if (now)
         give_back(r, c);
     if (gone && last)
-        farewell(c);
+        farewell(r, c);
 }
 
 /* Takes the connection of the caller's call out of use. */
@@ -163,7 +201,7 @@ static void drop(struct remote *r, struct remote_conn *c, bool lost)
     pthread_cond_signal(&r->changed);
     pthread_mutex_unlock(&r->lock);
     if (unused)
-        farewell(c);
+        farewell(r, c);
 }
 
 /* --- connections --- */
@@ -199,8 +237,10 @@ static void introduce(struct remote *r, struct remote_conn *c)
 static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_conn **ret)
 {
     char err[256] = "";
+    uint64_t patience = remote_patience(r);
     count(&r->counts.dials);
-    cairn_status st = conn_open(&r->o, &r->arenas, deadline_ns, ret, err, sizeof err);
+    cairn_status st = conn_open(&r->o, &r->arenas, deadline_ns < patience ? deadline_ns : patience,
+                                ret, err, sizeof err);
     if (st) {
         count(&r->counts.dials_failed);
         cairn_log(CAIRN_LOG_INFO, "%s", err);
@@ -342,7 +382,7 @@ cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap)
 {
     struct remote_conn *c;
     count(&r->counts.dials);
-    cairn_status st = conn_open(&r->o, &r->arenas, remote_patience(r), &c, err, err_cap);
+    cairn_status st = conn_open(&r->o, &r->arenas, cairn_deadline_ns(OPEN_NS), &c, err, err_cap);
     if (st)
         return st;
     atomic_store_explicit(&r->value_max, c->hello.value_max, memory_order_relaxed);
@@ -356,11 +396,16 @@ void remote_pool_close(struct remote *r)
     while (r->idle) {
         struct remote_conn *c = r->idle;
         r->idle = c->next;
-        farewell(c);
+        farewell(r, c);
     }
     while (r->orphans) {
         struct remote_pin *pin = r->orphans;
         r->orphans = pin->next;
         free(pin);
     }
+    uint64_t deadline = cairn_deadline_ns(LEAVE_NS);
+    for (uint32_t i = 0; i < r->leaving_count; i++)
+        while (!left(r->leaving[i]) && !cairn_sock_wait(r->leaving[i], POLLIN, deadline, NULL)) {
+        }
+    reap(r, true);
 }

@@ -65,6 +65,7 @@ static void run(const struct test_node *n)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (program)
         execv(program, argv);
+    dprintf(2, "CAIRN_TEST_CAIRND=%s is no program\n", program ? program : "");
     _exit(127);
 }
 
@@ -108,9 +109,23 @@ void node_end(struct test_node *n, int signal)
     if (!n->pid)
         return;
     kill(n->pid, signal);
+    kill(n->pid, SIGCONT);
     while (waitpid(n->pid, &status, 0) < 0 && errno == EINTR) {
     }
     n->pid = 0;
+}
+
+void node_stall(struct test_node *n)
+{
+    int status;
+    kill(n->pid, SIGSTOP);
+    while (waitpid(n->pid, &status, WUNTRACED) < 0 && errno == EINTR) {
+    }
+}
+
+void node_go_on(struct test_node *n)
+{
+    kill(n->pid, SIGCONT);
 }
 
 void node_finish(struct test_node *n)

@@ -22,6 +22,9 @@ void node_prepare(struct test_node *n, bool tcp, const char *options);
 bool node_start(struct test_node *n);
 /* Sends the signal and waits for the end. */
 void node_end(struct test_node *n, int signal);
+/* Stops it as a debugger would; on return it does nothing any more. */
+void node_stall(struct test_node *n);
+void node_go_on(struct test_node *n);
 /* Ends it and removes what it left. */
 void node_finish(struct test_node *n);
 
