@@ -1,5 +1,5 @@
-"""`cairn` against a running node: each command as a person and as a script uses it, and what it says
-to wrong input, to no node, and to something else that listens there."""
+"""`cairn` against a running node: each command as a person and as a script uses it, and what it
+says to wrong input, to no node, and to something else that listens there."""
 
 import json
 import os
@@ -7,9 +7,11 @@ import pty
 import re
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import termios
 import threading
 import time
@@ -139,7 +141,8 @@ def test_a_server_of_another_kind_is_named_so(cairn):
 def test_a_server_that_never_answers_is_left_in_time(cairn):
     server = socket.create_server(("127.0.0.1", 0))
     start = time.monotonic()
-    done = cairn("ping", "--timeout", "300ms", "--uri", f"tcp://127.0.0.1:{server.getsockname()[1]}")
+    uri = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    done = cairn("ping", "--timeout", "300ms", "--uri", uri)
     refused(done, 1, "0.3 s", "--timeout")
     assert time.monotonic() - start < 5
     server.close()
@@ -406,7 +409,8 @@ def test_clear_of_an_identity_a_prefix_and_all(cairn, node, tokens):
     store(node, ours, fingerprint_of(cairn, tokens))
     store(node, theirs, fingerprint_of(cairn, tokens, OTHER))
     node.redis().set("string", "stays")
-    assert told(cairn("clear", "--yes", "--json", "--identity", IDENTITY, to=node)) == {"deleted": 3}
+    done = cairn("clear", "--yes", "--json", "--identity", IDENTITY, to=node)
+    assert told(done) == {"deleted": 3}
     with Kv(path=node.socket) as c:
         assert c.lookup(ours)[0] == 0 and c.lookup(theirs)[0] == 3
     text = said(cairn("clear", "--yes", "--prefix", theirs[1].hex(), to=node))
@@ -557,49 +561,37 @@ def test_doctor_under_tight_ulimits(cairn, place):
     assert "ulimit -v" in found["ulimits"]["fix"]
 
 
-def test_doctor_as_an_ordinary_user_with_little_memlock(cairn, program, programs, open_place):
-    """CAP_IPC_LOCK lifts the limit; tests/env/confine.c gives it up."""
-    confine = open_place / "confine"
-    confine.write_bytes((programs / "env_confine").read_bytes())
-    tool = open_place / "cairn"
-    tool.write_bytes(Path(program).read_bytes())
-    for path in (confine, tool):
-        path.chmod(0o755)
-    done = subprocess.run(
-        [confine, "--nobody", "--memlock-0", tool, "doctor", "--json", "--config=", "--ram=64MiB",
-         "--port=0", f"--socket={open_place}/d.sock", "--clients-max=100"],
-        capture_output=True, timeout=60)
-    if done.returncode == 77:
-        pytest.skip(done.stderr.decode())
-    found = {f["name"]: f for f in told(done)["findings"]}
-    assert found["memlock"]["state"] == "warn" and "LimitMEMLOCK" in found["memlock"]["fix"]
-
-
-def test_doctor_without_io_uring(cairn, program, programs, open_place):
-    confine = open_place / "confine"
-    confine.write_bytes((programs / "env_confine").read_bytes())
-    tool = open_place / "cairn"
-    tool.write_bytes(Path(program).read_bytes())
-    for path in (confine, tool):
-        path.chmod(0o755)
-    done = subprocess.run(
-        [confine, "--no-uring", tool, "doctor", "--json", "--config=", "--ram=64MiB", "--port=0",
-         f"--socket={open_place}/d.sock", "--clients-max=100"], capture_output=True, timeout=60)
-    if done.returncode == 77:
-        pytest.skip(done.stderr.decode())
-    found = {f["name"]: f for f in told(done)["findings"]}
-    assert found["io_uring"]["state"] == "warn" and "io_uring_disabled" in found["io_uring"]["fix"]
-
-
 @pytest.fixture
-def open_place():
-    import shutil
-    import tempfile
+def confined_doctor(program, programs):
+    """What it finds with rights taken away by tests/env/confine.c, in a place open to anybody."""
+    home = Path(tempfile.mkdtemp(prefix="cairn-doctor-"))
+    home.chmod(0o777)
+    for source, name in ((programs / "env_confine", "confine"), (program, "cairn")):
+        shutil.copy(source, home / name)
+        (home / name).chmod(0o755)
 
-    path = Path(tempfile.mkdtemp(prefix="cairn-doctor-"))
-    path.chmod(0o777)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    def find(*confine):
+        done = subprocess.run(
+            [home / "confine", *confine, home / "cairn", "doctor", "--json", "--config=",
+             "--ram=64MiB", "--port=0", f"--socket={home}/d.sock", "--clients-max=100"],
+            capture_output=True, timeout=60)
+        if done.returncode == 77:
+            pytest.skip(done.stderr.decode())
+        return {f["name"]: f for f in told(done)["findings"]}
+
+    yield find
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def test_doctor_as_an_ordinary_user_with_little_memlock(confined_doctor):
+    """Of root CAP_IPC_LOCK would lift the limit."""
+    found = confined_doctor("--nobody", "--memlock-0")["memlock"]
+    assert found["state"] == "warn" and "LimitMEMLOCK" in found["fix"]
+
+
+def test_doctor_without_io_uring(confined_doctor):
+    found = confined_doctor("--no-uring")["io_uring"]
+    assert found["state"] == "warn" and "io_uring_disabled" in found["fix"]
 
 
 def test_doctor_weighs_budgets(cairn, place):

@@ -31,6 +31,7 @@ struct http {
         int fd;
         uint64_t since_ns;
     } place[CONNECTIONS_MAX];
+    bool ended; /* a connection did, since the last MHD_run */
 };
 
 static const char index_text[] = "cairnd\n"
@@ -125,6 +126,7 @@ static void notice(void *arg, struct MHD_Connection *c, void **socket_context,
     (void)socket_context;
     int fd = MHD_get_connection_info(c, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
     int want = what == MHD_CONNECTION_NOTIFY_STARTED ? -1 : fd;
+    h->ended |= what == MHD_CONNECTION_NOTIFY_CLOSED;
     for (int i = 0; i < CONNECTIONS_MAX; i++) {
         if (h->place[i].fd != want)
             continue;
@@ -164,7 +166,12 @@ static void *serve(void *arg)
         struct pollfd p[2] = {{.fd = epoll_fd, .events = POLLIN},
                               {.fd = h->stop_fd, .events = POLLIN}};
         poll(p, 2, wait_ms);
-        MHD_run(h->daemon);
+        /* With all places taken it stops listening, and listens again only in the run after the one
+         * that freed a place: nothing else may ever wake this thread for it. */
+        do {
+            h->ended = false;
+            MHD_run(h->daemon);
+        } while (h->ended);
     }
     return NULL;
 }
