@@ -103,9 +103,9 @@ class Node:
         if tcp or not self.socket:
             return socket.create_connection(("127.0.0.1", self.port), timeout)
         s = socket.socket(socket.AF_UNIX)
-        s.settimeout(timeout)
         try:
-            s.connect(self.socket)
+            s.connect(self.socket)  # with a timeout set it would fail where the backlog is full
+            s.settimeout(timeout)
         except OSError:
             s.close()
             raise
@@ -153,7 +153,14 @@ def new_node(cairnd, place):
 
     yield make
     for one in made:
-        one.kill()
+        if one.process and one.process.poll() is None:
+            one.process.terminate()
+            try:
+                one.process.wait(20)
+            except subprocess.TimeoutExpired:
+                one.kill()
+    for one in made:  # of builds with CAIRN_SANITIZE
+        assert "Sanitizer" not in one.said() and "runtime error" not in one.said(), one.said()
 
 
 @pytest.fixture

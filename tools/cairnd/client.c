@@ -17,6 +17,8 @@
 /* Full arenas free themselves within a write or two; beyond this the argument goes elsewhere. */
 #define ROOM_WAIT_NS (20 * CAIRN_NS_PER_MS)
 #define ROOM_AGAIN_NS CAIRN_NS_PER_MS
+/* An input buffer that no limit looks at. */
+#define INPUT_USUAL (256u * 1024u)
 /* A long argument may take this long on top of the stall timeout: 1 MiB/s. */
 #define REQUEST_NS_A_BYTE 954u
 
@@ -24,35 +26,53 @@
 
 /* --- memory --- */
 
+static void count(_Atomic uint64_t *counter, uint64_t n)
+{
+    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+static void memory_change(struct client *c, uint64_t difference)
+{
+    count(&c->memory, difference);
+    count(&c->node->clients_memory, difference);
+}
+
 bool client_charge(struct client *c, size_t more)
 {
-    uint64_t max = node_live(&c->node->o.client_memory);
-    uint64_t held = atomic_fetch_add_explicit(&c->memory, more, memory_order_relaxed);
-    if (held + more <= max)
+    const struct node_options *o = &c->node->o;
+    uint64_t mine = atomic_fetch_add_explicit(&c->memory, more, memory_order_relaxed);
+    uint64_t all = atomic_fetch_add_explicit(&c->node->clients_memory, more, memory_order_relaxed);
+    if (mine + more <= node_live(&o->client_memory) && all + more <= node_live(&o->clients_memory))
         return true;
-    atomic_fetch_sub_explicit(&c->memory, more, memory_order_relaxed);
+    memory_change(c, 0 - (uint64_t)more);
     return false;
 }
 
 void client_discharge(struct client *c, size_t less)
 {
-    atomic_fetch_sub_explicit(&c->memory, less, memory_order_relaxed);
-}
-
-static void count(_Atomic uint64_t *counter, uint64_t n)
-{
-    atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+    memory_change(c, 0 - (uint64_t)less);
 }
 
 /* Counts anew what input and output hold. */
 static void own_update(struct connection *k)
 {
     uint64_t own = cairn_resp_memory(&k->c.in) + k->c.out.memory;
-    if (own > k->own)
-        count(&k->c.memory, own - k->own);
-    else if (own < k->own)
-        client_discharge(&k->c, k->own - own);
+    if (own != k->own)
+        memory_change(&k->c, own - k->own);
     k->own = own;
+}
+
+/* Its input has grown beyond what one may hold, or it is one of the large ones while all together
+ * hold too much. */
+static bool input_too_large(const struct connection *k)
+{
+    const struct node *n = k->c.node;
+    size_t held = cairn_resp_memory(&k->c.in);
+    if (held <= INPUT_USUAL)
+        return false;
+    return held > node_live(&n->o.client_memory) ||
+           atomic_load_explicit(&n->clients_memory, memory_order_relaxed) >
+               node_live(&n->o.clients_memory);
 }
 
 static void blocks_free(struct connection *k)
@@ -132,7 +152,10 @@ static void connection_free(struct connection *k)
     t->count--;
     cairn_vault_room_drop(k->c.node->vault, &k->c.room);
     blocks_free(k);
+    /* A reply that came after the end has its references too. */
+    cairn_out_close(&k->c.out);
     cairn_out_close(&k->call_out);
+    memory_change(&k->c, 0 - k->own);
     kv_client_gone(&k->c);
     cairn_resp_close(&k->c.in);
     net_bury(k);
@@ -505,7 +528,7 @@ static void settle(struct connection *k, uint32_t events)
     own_update(k);
     atomic_store_explicit(&k->queued_seen, k->c.out.queued, memory_order_relaxed);
     atomic_store_explicit(&k->proto_seen, k->c.out.proto, memory_order_relaxed);
-    if (cairn_resp_memory(&k->c.in) > node_live(&k->c.node->o.client_memory)) {
+    if (input_too_large(k)) {
         count(&k->c.node->stats.closed_memory, 1);
         k->broken = true;
     }

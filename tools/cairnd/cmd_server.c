@@ -65,31 +65,21 @@ static enum call_flow cmd_time(struct call *c)
 
 /* --- CONFIG --- */
 
-/* Over all changes, and looks at what may be changing. */
-static pthread_mutex_t config_lock = PTHREAD_MUTEX_INITIALIZER;
-
-/* What tools that know Redis ask for. */
-static void alias_values(const struct node *n, const char *name, char *out, size_t cap)
+/* What tools that know Redis ask for, by Redis's names. */
+static void alias_print(const struct node_options *o, const char *name, char *out, size_t cap)
 {
-    const struct node_options *o = &n->o;
-    unsigned long long value = 0;
-    if (strcmp(name, "maxmemory") == 0)
-        value = o->ram;
-    else if (strcmp(name, "maxclients") == 0)
-        value = node_live(&o->clients_max);
-    else if (strcmp(name, "proto-max-bulk-len") == 0)
-        value = o->value_max;
-    else if (strcmp(name, "timeout") == 0)
-        value = node_live(&o->idle_ns) / CAIRN_NS_PER_S;
-    else if (strcmp(name, "databases") == 0)
-        value = 1;
-    snprintf(out, cap, "%llu", value);
-    if (strcmp(name, "save") == 0)
-        out[0] = '\0';
-    else if (strcmp(name, "appendonly") == 0)
-        snprintf(out, cap, "no");
-    else if (strcmp(name, "maxmemory-policy") == 0)
-        snprintf(out, cap, "allkeys-lru");
+    const struct {
+        const char *name;
+        uint64_t value;
+    } numbers[] = {{"maxmemory", o->ram},         {"maxclients", o->clients_max},
+                   {"databases", 1},              {"timeout", o->idle_ns / CAIRN_NS_PER_S},
+                   {"proto-max-bulk-len", o->value_max}};
+    snprintf(out, cap, "%s", strcmp(name, "appendonly") == 0         ? "no"
+                             : strcmp(name, "maxmemory-policy") == 0 ? "allkeys-lru"
+                                                                     : "");
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        if (strcmp(name, numbers[i].name) == 0)
+            snprintf(out, cap, "%llu", (unsigned long long)numbers[i].value);
 }
 
 static const char *const aliases[] = {"maxmemory", "maxmemory-policy", "maxclients", "databases",
@@ -111,30 +101,29 @@ static bool name_matches(const struct call *c, const char *name)
 
 static enum call_flow config_get(struct call *c)
 {
-    struct node *n = c->node;
+    struct node_options now;
     char value[1024];
     uint32_t pairs = 0;
+    node_options_copy(&c->node->o, &now);
     for (const struct cairn_opt *o = node_option_table; o->name; o++)
         pairs += name_matches(c, o->name);
     for (const char *const *name = aliases; *name; name++)
         pairs += name_matches(c, *name);
     cairn_out_map(c->out, pairs);
-    pthread_mutex_lock(&config_lock);
     for (const struct cairn_opt *o = node_option_table; o->name; o++) {
         if (!name_matches(c, o->name))
             continue;
-        cairn_opts_print(o, &n->o, value, sizeof value);
+        cairn_opts_print(o, &now, value, sizeof value);
         cairn_out_text(c->out, o->name);
         cairn_out_text(c->out, value);
     }
     for (const char *const *name = aliases; *name; name++) {
         if (!name_matches(c, *name))
             continue;
-        alias_values(n, *name, value, sizeof value);
+        alias_print(&now, *name, value, sizeof value);
         cairn_out_text(c->out, *name);
         cairn_out_text(c->out, value);
     }
-    pthread_mutex_unlock(&config_lock);
     return CALL_DONE;
 }
 
@@ -177,21 +166,18 @@ static enum call_flow config_set(struct call *c)
     struct node *n = c->node;
     if (c->argc % 2 || c->argc > 2 + 2 * PAIRS_MAX)
         return call_error(c, "ERR wrong number of arguments for 'config|set' command");
-    pthread_mutex_lock(&config_lock);
-    struct node_options draft = n->o;
-    bool good = true;
-    for (uint32_t i = 2; good && i < c->argc; i += 2)
-        good = config_draft(c, i, &draft);
-    for (uint32_t i = 2; good && i < c->argc; i += 2)
-        node_option_publish(&n->o, &draft, option_named(c, i)->name);
-    pthread_mutex_unlock(&config_lock);
-    if (!good)
-        return CALL_DONE;
+    struct node_options draft;
+    node_options_copy(&n->o, &draft);
     for (uint32_t i = 2; i < c->argc; i += 2)
+        if (!config_draft(c, i, &draft))
+            return CALL_DONE;
+    for (uint32_t i = 2; i < c->argc; i += 2) {
+        node_option_publish(&n->o, &draft, option_named(c, i)->name);
         cairn_log(CAIRN_LOG_INFO, "CONFIG SET %s %.*s by client %llu",
                   option_named(c, i)->name,
                   (int)(c->args[i + 1].len < 64 ? c->args[i + 1].len : 64), c->args[i + 1].data,
                   (unsigned long long)c->client->id);
+    }
     return ok(c);
 }
 

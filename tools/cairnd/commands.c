@@ -59,7 +59,7 @@ const struct command *command_find(const char *name, size_t len)
         return NULL;
     pthread_once(&table_once, table_fill);
     for (uint32_t at = name_hash(name, len) % SLOTS; table[at]; at = (at + 1) % SLOTS)
-        if (strncasecmp(table[at]->name, name, len) == 0 && !table[at]->name[len])
+        if (strlen(table[at]->name) == len && strncasecmp(table[at]->name, name, len) == 0)
             return table[at];
     return NULL;
 }

@@ -15,6 +15,8 @@
 #include "tools/cairnd/kv_share.h"
 
 #define STOP_NS (5 * CAIRN_NS_PER_S)
+/* For what is in memory only, after the last client is gone; the unit waits longer. */
+#define WRITE_NS (40 * CAIRN_NS_PER_S)
 #define LOG_NAME "cairn.log"
 /* Beside one a client: listeners, log, rings, workers, what the C library keeps open. */
 #define FILES_BESIDE 128u
@@ -115,6 +117,19 @@ cairn_status node_start(struct node *n, char *err, size_t cap)
     return st;
 }
 
+/* Strings are written when they leave memory, and now they do. */
+static void vault_end(struct node *n)
+{
+    if (!n->vault)
+        return;
+    cairn_status st = cairn_vault_flush(n->vault, cairn_deadline_ns(WRITE_NS));
+    if (st && st != CAIRN_UNSUPPORTED)
+        cairn_log(CAIRN_LOG_WARN, "not all that was in memory has reached the disk: %s",
+                  cairn_status_name(st));
+    cairn_vault_close(n->vault);
+    n->vault = NULL;
+}
+
 void node_stop(struct node *n)
 {
     uint64_t deadline = cairn_now_ns() + STOP_NS;
@@ -123,8 +138,7 @@ void node_stop(struct node *n)
     net_unlisten(n);
     http_stop(n);
     kv_stop(n);
-    cairn_vault_close(n->vault);
-    n->vault = NULL;
+    vault_end(n);
     for (uint32_t i = 0; i < NODE_STRIPES; i++)
         pthread_mutex_destroy(&n->stripe[i]);
     pthread_mutex_destroy(&n->clients_lock);

@@ -159,6 +159,7 @@ struct node {
     struct client *clients;
     uint32_t client_count;
     uint64_t client_last_id;
+    _Atomic uint64_t clients_memory;  /* sum of client.memory */
 
     pthread_mutex_t stripe[NODE_STRIPES]; /* strings.c: held while a string is changed */
 };

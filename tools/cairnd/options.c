@@ -3,6 +3,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -60,6 +61,8 @@ const struct cairn_opt node_option_table[] = {
      .offset = AT(clients_max), .help = "connections at a time"},
     {.name = "client-memory", .type = CAIRN_OPT_SIZE, .def = "128MiB", .min = MIB, .max = TIB,
      .offset = AT(client_memory), .help = "bytes held for one client"},
+    {.name = "clients-memory", .type = CAIRN_OPT_SIZE, .def = "1GiB", .min = MIB, .max = TIB,
+     .offset = AT(clients_memory), .help = "bytes held for all clients together"},
     {.name = "output-max", .type = CAIRN_OPT_SIZE, .def = "16MiB", .min = 4096, .max = TIB,
      .offset = AT(output_max),
      .help = "reply bytes that may wait before no more of a client is read"},
@@ -86,9 +89,11 @@ const struct cairn_opt node_option_table[] = {
     {.name = NULL},
 };
 
-static const char *const live_names[] = {"spin",         "clients-max",   "client-memory",
-                                         "output-max",   "idle-timeout",  "stall-timeout",
-                                         "io-timeout",   "log-level",     NULL};
+static const char *const live_names[] = {"spin",           "clients-max",  "client-memory",
+                                         "clients-memory", "output-max",   "idle-timeout",
+                                         "stall-timeout",  "io-timeout",   "log-level",
+                                         NULL};
+static pthread_mutex_t live_lock = PTHREAD_MUTEX_INITIALIZER;
 
 __attribute__((format(printf, 3, 4))) static cairn_status bad(char *err, size_t cap,
                                                               const char *fmt, ...)
@@ -121,10 +126,19 @@ void node_option_publish(struct node_options *to, const struct node_options *fro
     const struct cairn_opt *row = row_of(name);
     void *into = (char *)to + row->offset;
     const void *value = (const char *)from + row->offset;
+    pthread_mutex_lock(&live_lock);
     if (row->type == CAIRN_OPT_CHOICE)
         __atomic_store_n((uint32_t *)into, *(const uint32_t *)value, __ATOMIC_RELAXED);
     else
         __atomic_store_n((uint64_t *)into, *(const uint64_t *)value, __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&live_lock);
+}
+
+void node_options_copy(const struct node_options *o, struct node_options *ret)
+{
+    pthread_mutex_lock(&live_lock);
+    *ret = *o;
+    pthread_mutex_unlock(&live_lock);
 }
 
 /* --- the file --- */

@@ -23,6 +23,7 @@ struct node_options {
     uint64_t spin_ns;        /* --spin: poll this long before sleeping, after something came     */
     uint64_t clients_max;    /* --clients-max                                                    */
     uint64_t client_memory;  /* --client-memory: bytes held for one client                       */
+    uint64_t clients_memory; /* --clients-memory: bytes held for all of them                     */
     uint64_t output_max;     /* --output-max: queued reply bytes before a client is read no more */
     uint64_t idle_ns;        /* --idle-timeout: 0 = none                                         */
     uint64_t stall_ns;       /* --stall-timeout: a client that neither takes nor finishes        */
@@ -54,9 +55,11 @@ cairn_status node_options_text(struct node_options *o, const char *path, char *t
 cairn_status node_options_check(const struct node_options *o, char *err, size_t err_cap);
 /* May this option change while the node runs? */
 bool node_option_live(const char *name);
-/* Makes the live option `name` of `to` what it is in `from`; other threads may be reading it. */
+/* Makes the live option `name` of `to` what it is in `from`; other threads may be reading it, one
+ * field by node_live, all by node_options_copy. */
 void node_option_publish(struct node_options *to, const struct node_options *from,
                          const char *name);
+void node_options_copy(const struct node_options *o, struct node_options *ret);
 /* A live field, read by any thread. */
 static inline uint64_t node_live(const uint64_t *field)
 {

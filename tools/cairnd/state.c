@@ -127,12 +127,20 @@ static void add_leases(struct text *t, struct node *n)
     text_add(t, "\"leases\":[");
     uint64_t oldest = node_leases_each(n, add_lease, &l);
     text_add(t, "],\"leases_count\":%u,\"oldest_lease_s\":%.3f,", l.count, (double)oldest / 1e9);
+    struct kv_figures kv;
+    kv_figures(n, &kv);
+    text_add(t, "\"shared\":{\"processes\":%u,\"orphans\":%u,\"window_bytes\":%" PRIu64
+                ",\"lease_pins\":%" PRIu64 ",\"operator_pins\":%u},",
+             kv.processes, kv.orphans, kv.window_bytes, kv.lease_pins, kv.operator_pins);
 }
 
-static void add_workers(struct text *t, struct node *n)
+static void add_queues(struct text *t, struct node *n)
 {
     uint32_t queued, running, capacity;
-    work_state(n->work, &queued, &running, &capacity);
+    struct kv_figures kv;
+    work_state(n, &queued, &running, &capacity);
+    kv_figures(n, &kv);
+    text_add(t, "\"queues\":{\"prefetch\":%u,\"workers\":%u},", kv.prefetch_keys, queued);
     text_add(t, "\"network_threads\":%u,\"workers\":{\"count\":%" PRIu64 ",\"running\":%u,"
                 "\"queued\":%u,\"queue_capacity\":%u}", n->thread_count, n->o.workers, running,
              queued, capacity);
@@ -145,11 +153,13 @@ size_t report_state_json(struct node *n, char *out, size_t cap)
     cairn_vault_figures(n->vault, &f);
     text_add(&t, "{");
     add_node(&t, n);
-    add_options(&t, &n->o);
+    struct node_options now;
+    node_options_copy(&n->o, &now);
+    add_options(&t, &now);
     add_tiers(&t, &f);
     add_clients(&t, n);
     add_leases(&t, n);
-    add_workers(&t, n);
+    add_queues(&t, n);
     text_add(&t, "}\n");
     return t.len;
 }
