@@ -121,13 +121,13 @@ static bool show(struct scan *s, size_t *left, cairn_status *st,
     for (uint32_t i = 0; i < s->count; i++) {
         const struct scan_one *one = &s->batch[i];
         enum cairn_cause cause = item_of(s, one, &item);
-        if (cause == CAIRN_CAUSE_DEADLINE) {
+        if (cause == CAIRN_CAUSE_DEADLINE && cairn_now_ns() >= s->deadline_ns) {
             *st = CAIRN_TIMEOUT;
             s->at = one->id;
             return false;
         }
         if (cause && cause != CAIRN_CAUSE_EXPIRED && s->again != one->id) {
-            /* Moved by reclaim, most likely: look again, once. */
+            /* Moved by reclaim, or the device is slow: look again, once. */
             s->at = s->again = one->id;
             return true;
         }

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "storage/figures.h"
 #include "tests/helpers/rig.h"
 
 #define KEYS 160u
@@ -36,6 +37,9 @@ struct state {
     bool doomed;           /* its tombstone failed and may have landed: RAM proves nothing */
     bool named;            /* put with its fingerprint                                  */
     bool ghost;            /* one has expired: never a hit, but hints may name it        */
+    bool yields;           /* written when it leaves, or dropped if the disk is slow     */
+    uint8_t space;
+    uint16_t mark;
 };
 
 struct held {
@@ -49,11 +53,13 @@ struct model {
     struct state keys[KEYS];
     uint64_t op;
     uint64_t appended;     /* bytes of records at least this many                       */
+    uint64_t late;         /* of those: of values that are written when they leave      */
     struct held held[PINS];
     uint8_t *in[BATCH], *out[BATCH], side[SIDE_LARGEST];
     bool dying;            /* the power may have gone or ios fail: so may calls         */
     uint64_t cuts;
     uint64_t puts, stored, hits, misses, sure_hits, reopened, ranges, pinned, expired, deleted;
+    uint64_t committed, pinned_now, scanned, cleared;
 };
 
 static void tell(const struct model *m, uint64_t id)
@@ -238,9 +244,12 @@ static void put_done(struct model *m, const struct putting *p, size_t i)
     k->len = put_len(put);
     k->side = put->side_len;
     k->expires_ns = put->expires_ns;
-    k->appended = m->appended;
+    /* What waits in RAM is appended behind it. */
+    k->appended = m->appended - m->late;
     k->named = put->fingerprint != NULL;
-    k->durable = k->maybe = k->doomed = false;
+    k->durable = k->maybe = k->doomed = k->yields = false;
+    k->space = 0;
+    k->mark = 0;
 }
 
 /* ---- get ---- */
@@ -384,14 +393,12 @@ static void op_get_wrong(struct model *m, uint64_t id)
              (unsigned long long)id);
 }
 
-static void op_delete(struct model *m, uint64_t id)
+static void deleted(struct model *m, uint64_t id, cairn_status s, bool sure)
 {
     struct cairn_key key = key_of(id);
     struct state *k = &m->keys[id];
-    bool sure = must_be_held(m, k);
-    cairn_status s = CAIRN_OK;
+    uint64_t age = 0;
 
-    cairn_vault_delete(m->r.vault, &key, 1, deadline(), &s);
     note(m, id, "delete", k->gen, s);
     if (s != CAIRN_OK && s != CAIRN_MISS) {
         if (!m->dying)
@@ -410,6 +417,44 @@ static void op_delete(struct model *m, uint64_t id)
     k->maybe = k->doomed = false;
     if (cairn_vault_lookup(m->r.vault, &key, 1) != 0 && !k->ghost)
         FAIL_KEY(m, id, "lookup finds key %llu after its deletion", (unsigned long long)id);
+    if (s == CAIRN_OK && !k->ghost &&
+        cairn_vault_drop_cause(m->r.vault, &key, &age) != CAIRN_CAUSE_DELETED)
+        FAIL_KEY(m, id, "key %llu was deleted, but that is not why it is not held",
+                 (unsigned long long)id);
+}
+
+/* Several at once, now and then one of them twice. */
+static void op_delete(struct model *m, uint64_t first)
+{
+    struct rng *r = &m->r.rng;
+    struct cairn_key keys[BATCH];
+    cairn_status results[BATCH];
+    uint64_t ids[BATCH];
+    bool sure[BATCH];
+    size_t count = rng_one_in(r, 3) ? 1 + rng_below(r, BATCH) : 1;
+
+    for (size_t i = 0; i < count; i++) {
+        ids[i] = i && rng_one_in(r, 8) ? ids[i - 1] : (first + i * 7) % KEYS;
+        keys[i] = key_of(ids[i]);
+        sure[i] = must_be_held(m, &m->keys[ids[i]]) && !(i && ids[i] == ids[i - 1]);
+    }
+    cairn_vault_delete(m->r.vault, keys, count, deadline(), results);
+    for (size_t i = 0; i < count; i++)
+        deleted(m, ids[i], results[i], sure[i]);
+}
+
+static void op_delete_now(struct model *m, uint64_t id)
+{
+    struct cairn_key key = key_of(id);
+    cairn_status s = cairn_vault_delete_now(m->r.vault, &key);
+
+    if (s != CAIRN_INPROGRESS)
+        deleted(m, id, s, must_be_held(m, &m->keys[id]));
+    else if (!m->r.o.disk_bytes)
+        FAIL_KEY(m, id, "delete of key %llu wants to write, but there is no disk",
+                 (unsigned long long)id);
+    else
+        note(m, id, "delete later", m->keys[id].gen, s);
 }
 
 static void op_flush(struct model *m)
@@ -423,9 +468,10 @@ static void op_flush(struct model *m)
         return;
     }
     /* What left RAM unwritten is gone: flush says so once, and no later flush makes it durable. */
-    if (s == CAIRN_IO && (m->dying || m->r.o.write == CAIRN_WRITE_NONE)) {
+    if (s == CAIRN_IO && (m->dying || m->r.o.write == CAIRN_WRITE_NONE || m->late)) {
         for (size_t i = 0; i < KEYS; i++)
             m->keys[i].maybe |= !m->keys[i].durable;
+        m->late = 0;
         return;
     }
     if (s != CAIRN_OK && m->dying)
@@ -437,6 +483,7 @@ static void op_flush(struct model *m)
 
         k->durable = k->gen != 0;
     }
+    m->late = 0;
 }
 
 static void op_lookup(struct model *m, uint64_t first)
@@ -529,6 +576,239 @@ static void op_pin(struct model *m, uint64_t first)
     m->pinned += h->count;
 }
 
+/* ---- what a node does ---- */
+
+static uint16_t name_of(uint64_t id, uint64_t gen, char *out)
+{
+    return (uint16_t)sprintf(out, "key %llu, generation %llu", (unsigned long long)id,
+                             (unsigned long long)gen);
+}
+
+/* The flags of a commit, and whether its checks are to be wrong. */
+struct wishes {
+    uint32_t flags;
+    bool checks, wrong;
+};
+
+static cairn_status commit(struct model *m, const struct cairn_put *put, uint64_t id, uint64_t gen,
+                           struct wishes w, enum cairn_cause *cause)
+{
+    struct cairn_room room;
+    uint32_t len = put_len(put);
+    uint64_t checks[CAIRN_PIECES_MAX];
+    char name[64];
+    cairn_status st = cairn_vault_room(m->r.vault, len, put->side_len, &room);
+
+    if (st)
+        return st;
+    value_fill(room.value, id, gen, 0, len);
+    if (rng_one_in(&m->r.rng, 50)) {
+        cairn_vault_room_drop(m->r.vault, &room);
+        return CAIRN_BUSY;
+    }
+    struct cairn_commit c = {.key = put->key, .parent = put->parent,
+                             .fingerprint = put->fingerprint, .side = put->side, .name = name,
+                             .name_len = name_of(id, gen, name), .tenant = 3,
+                             .space = (uint16_t)(id % 2), .mark = (uint16_t)gen,
+                             .flags = put->flags | w.flags, .expires_ns = put->expires_ns};
+    if (w.checks) {
+        cairn_hash_pieces(room.value, len, checks);
+        checks[rng_below(&m->r.rng, cairn_piece_count(len))] ^= w.wrong;
+        c.checks = checks;
+    }
+    st = cairn_vault_commit(m->r.vault, &room, &c, deadline(), cause);
+    if (st == CAIRN_INPROGRESS) {
+        if (!room.value || !(w.flags & CAIRN_COMMIT_NOWAIT) || !m->r.o.disk_bytes)
+            FAIL_KEY(m, id, "commit of key %llu is to be waited for", (unsigned long long)id);
+        c.flags &= ~CAIRN_COMMIT_NOWAIT;
+        st = cairn_vault_commit(m->r.vault, &room, &c, deadline(), cause);
+    }
+    if (room.value)
+        FAIL_KEY(m, id, "key %llu was committed and its room is still there",
+                 (unsigned long long)id);
+    return st;
+}
+
+static void op_commit(struct model *m, uint64_t id)
+{
+    struct rng *r = &m->r.rng;
+    struct state *k = &m->keys[id];
+    struct putting p = {.count = 1};
+    enum cairn_cause cause = CAIRN_CAUSE_NONE;
+    struct wishes w = {.flags = (rng_one_in(r, 2) ? CAIRN_COMMIT_ON_EVICT : 0) |
+                                (rng_one_in(r, 2) ? CAIRN_COMMIT_NOWAIT : 0),
+                       .checks = rng_one_in(r, 2), .wrong = rng_one_in(r, 8)};
+
+    prepare_put(m, &p, 0, id, rng_one_in(r, 2));
+    cairn_status st = commit(m, &p.puts[0], id, p.gen[0], w, &cause);
+    if (w.checks && w.wrong && st != CAIRN_NOSPACE && st != CAIRN_BUSY) {
+        if (st != CAIRN_CORRUPT || cause != CAIRN_CAUSE_CHECKSUM)
+            FAIL_KEY(m, id, "commit of key %llu with wrong checks: status %d",
+                     (unsigned long long)id, st);
+        note(m, id, "wrong commit", p.gen[0], st);
+        return;
+    }
+    /* The room was given back. */
+    if (st == CAIRN_BUSY)
+        return;
+    p.puts[0].status = st;
+    p.puts[0].cause = (int32_t)cause;
+    uint64_t before = m->appended;
+    put_done(m, &p, 0);
+    if (st != CAIRN_OK)
+        return;
+    m->committed++;
+    k->space = (uint8_t)(id % 2);
+    k->mark = (uint16_t)p.gen[0];
+    k->yields = (w.flags & CAIRN_COMMIT_ON_EVICT) != 0;
+    if (k->yields)
+        m->late += m->appended - before;
+    if (!k->expires_ns && !m->dying)
+        op_get(m, &id, 1);
+}
+
+static void check_header(struct model *m, uint64_t id, const struct cairn_record_body_disk *b)
+{
+    const struct state *k = &m->keys[id];
+    char name[64];
+
+    if (b->name_len == 0 ? k->mark != 0
+                         : b->name_len != name_of(id, k->gen, name) || b->tenant != 3 ||
+                               memcmp(b->name, name, b->name_len) != 0)
+        FAIL_KEY(m, id, "the header of key %llu has another name", (unsigned long long)id);
+    if (b->flags != k->mark || b->space != k->space)
+        FAIL_KEY(m, id, "the header of key %llu has mark %u and space %u, not %u and %u",
+                 (unsigned long long)id, b->flags, b->space, k->mark, k->space);
+}
+
+static void op_pin_now(struct model *m, uint64_t id)
+{
+    struct cairn_key key = key_of(id);
+    const struct state *k = &m->keys[id];
+    struct cairn_pin pin;
+    enum cairn_cause cause;
+    bool check = rng_one_in(&m->r.rng, 2);
+    cairn_status s = cairn_vault_pin_now(m->r.vault, &key, check, &pin, &cause);
+
+    note(m, id, "pin now", k->gen, s);
+    if (s == CAIRN_INPROGRESS && !m->r.o.disk_bytes)
+        FAIL_KEY(m, id, "key %llu is said to be on a disk", (unsigned long long)id);
+    if (s == CAIRN_MISS && must_be_held(m, k) && cause != CAIRN_CAUSE_NO_ROOM && !m->dying)
+        FAIL_KEY(m, id, "durable key %llu cannot be pinned: %s", (unsigned long long)id,
+                 cairn_cause_name(cause));
+    if (s != CAIRN_OK)
+        return;
+    if (!k->gen || pin.value_len != k->len)
+        FAIL_KEY(m, id, "pin of key %llu, which is not held or has another length",
+                 (unsigned long long)id);
+    check_bytes(m, id, pin.value, 0, k->len);
+    check_header(m, id, cairn_pin_body(&pin));
+    cairn_vault_unpin(m->r.vault, &pin, 1);
+    m->pinned_now++;
+}
+
+struct walk {
+    struct model *m;
+    uint16_t space;
+    size_t stop_in;
+    bool seen[KEYS];
+};
+
+static bool walked(void *arg, const struct cairn_scan_item *item)
+{
+    struct walk *w = arg;
+    struct model *m = w->m;
+    uint64_t id = 0;
+    char name[64];
+
+    for (struct cairn_key k = key_of(0); memcmp(&k, &item->key, sizeof(k)) != 0; k = key_of(id))
+        if (++id == KEYS)
+            FAIL(m, "a scan shows a key that was never put");
+    const struct state *k = &m->keys[id];
+    if (!k->gen || k->space != w->space)
+        FAIL_KEY(m, id, "a scan of space %u shows key %llu, which is not there", w->space,
+                 (unsigned long long)id);
+    if (item->value_len != k->len || item->mark != k->mark || item->expires_ns != k->expires_ns ||
+        (!item->ram && !item->disk) ||
+        (item->name_len && (item->name_len != name_of(id, k->gen, name) || item->tenant != 3 ||
+                            memcmp(item->name, name, item->name_len) != 0)))
+        FAIL_KEY(m, id, "a scan shows key %llu otherwise than it was put", (unsigned long long)id);
+    w->seen[id] = true;
+    m->scanned++;
+    return --w->stop_in > 0;
+}
+
+static uint64_t entries(struct model *m)
+{
+    return cairn_vault_space_count(m->r.vault, 0) + cairn_vault_space_count(m->r.vault, 1);
+}
+
+static void op_scan(struct model *m)
+{
+    struct rng *r = &m->r.rng;
+    struct walk w = {.m = m, .space = (uint16_t)rng_below(r, 2)};
+    struct cairn_vault_figures f;
+    uint32_t cursor = 0;
+
+    do {
+        w.stop_in = 1 + rng_below(r, KEYS);
+        cairn_status s = cairn_vault_scan(m->r.vault, w.space, &cursor, 1 + rng_below(r, KEYS),
+                                          deadline(), walked, &w);
+        if (s != CAIRN_OK)
+            FAIL(m, "scan: status %d", s);
+    } while (cursor);
+    uint64_t seen = 0;
+    for (uint64_t id = 0; id < KEYS; id++) {
+        const struct state *k = &m->keys[id];
+
+        seen += w.seen[id];
+        if (!w.seen[id] && k->space == w.space && must_be_held(m, k) && !m->dying)
+            FAIL_KEY(m, id, "a scan does not show durable key %llu", (unsigned long long)id);
+    }
+    if (seen > cairn_vault_space_count(m->r.vault, w.space) && !m->dying)
+        FAIL(m, "a scan shows more than the space is said to hold");
+    cairn_vault_figures(m->r.vault, &f);
+    if (!m->dying && f.entries != entries(m))
+        FAIL(m, "%u entries, but the spaces hold %llu", f.entries, (unsigned long long)entries(m));
+}
+
+static void op_clear(struct model *m)
+{
+    uint16_t space = (uint16_t)rng_below(&m->r.rng, 2);
+    cairn_status s = cairn_vault_clear_space(m->r.vault, space, deadline());
+
+    if (s != CAIRN_OK && !m->dying)
+        FAIL(m, "clear of space %u: status %d", space, s);
+    m->appended += CAIRN_BLOCK;
+    m->cleared++;
+    for (uint64_t id = 0; id < KEYS; id++) {
+        struct state *k = &m->keys[id];
+        struct cairn_key key = key_of(id);
+        uint64_t age = 0;
+
+        if (!k->gen || k->space != space)
+            continue;
+        note(m, id, "clear", k->gen, s);
+        if (s != CAIRN_OK) {
+            k->maybe = k->doomed = true;
+            continue;
+        }
+        k->gen = k->expires_ns = 0;
+        k->maybe = k->doomed = false;
+        /* An expired one may be of the other space. */
+        if (k->ghost)
+            continue;
+        if (cairn_vault_lookup(m->r.vault, &key, 1) != 0)
+            FAIL_KEY(m, id, "lookup finds key %llu after its space was cleared",
+                     (unsigned long long)id);
+        if (cairn_vault_drop_cause(m->r.vault, &key, &age) == CAIRN_CAUSE_NONE)
+            FAIL_KEY(m, id, "key %llu is said to be held", (unsigned long long)id);
+    }
+    if (s == CAIRN_OK && cairn_vault_space_count(m->r.vault, space) != 0)
+        FAIL(m, "%llu values in a space that was cleared",
+             (unsigned long long)cairn_vault_space_count(m->r.vault, space));
+}
+
 /* The device is sound while it is opened, then as before. */
 static void op_reopen(struct model *m)
 {
@@ -545,7 +825,7 @@ static void op_reopen(struct model *m)
         /* What a policy would write is written by a clean close. */
         rig_close(&m->r);
         for (size_t i = 0; i < KEYS && !m->dying && m->r.o.write != CAIRN_WRITE_NONE; i++)
-            m->keys[i].durable = m->keys[i].gen != 0;
+            m->keys[i].durable |= m->keys[i].gen != 0 && !m->keys[i].yields;
         rig_open(&m->r);
     }
     m->r.plan.off = !m->r.faults;
@@ -555,6 +835,7 @@ static void op_reopen(struct model *m)
         m->keys[i].maybe |= !m->keys[i].durable;
         m->keys[i].doomed = false;
     }
+    m->late = 0;
     m->reopened++;
     m->appended += 1u << 20; /* recovery may leave the rest of a segment unused */
     if (!m->r.o.disk_bytes) {
@@ -601,14 +882,26 @@ static void step(struct model *m)
 
     settle_expiry(m);
     power(m);
-    if (dice < 300) {
+    if (dice < 200) {
         op_put(m, rng_one_in(r, 3) ? 1 : count, id);
+    } else if (dice < 270) {
+        for (size_t i = 0; i < count; i++)
+            op_commit(m, (id + i) % KEYS);
+    } else if (dice < 300) {
+        for (size_t i = 0; i < count; i++)
+            op_pin_now(m, (id + i) % KEYS);
     } else if (dice < 700) {
         for (size_t i = 0; i < count; i++)
             ids[i] = rng_below(r, KEYS);
         op_get(m, ids, count);
-    } else if (dice < 760) {
+    } else if (dice < 740) {
         op_delete(m, id);
+    } else if (dice < 756) {
+        op_delete_now(m, id);
+    } else if (dice < 759) {
+        op_clear(m);
+    } else if (dice < 765) {
+        op_scan(m);
     } else if (dice < 800) {
         op_lookup(m, id);
     } else if (dice < 840) {
@@ -635,17 +928,21 @@ static void step(struct model *m)
 static void check_worth(struct model *m)
 {
     printf("puts %llu stored %llu hits %llu misses %llu sure %llu ranges %llu pinned %llu "
-           "deleted %llu expired %llu reopened %llu cuts %llu appended %llu MiB\n",
+           "deleted %llu expired %llu reopened %llu cuts %llu appended %llu MiB committed %llu "
+           "pinned at once %llu scanned %llu cleared %llu\n",
            (unsigned long long)m->puts, (unsigned long long)m->stored,
            (unsigned long long)m->hits, (unsigned long long)m->misses,
            (unsigned long long)m->sure_hits, (unsigned long long)m->ranges,
            (unsigned long long)m->pinned, (unsigned long long)m->deleted,
            (unsigned long long)m->expired, (unsigned long long)m->reopened,
            (unsigned long long)m->cuts,
-           (unsigned long long)(m->appended >> 20));
+           (unsigned long long)(m->appended >> 20), (unsigned long long)m->committed,
+           (unsigned long long)m->pinned_now, (unsigned long long)m->scanned,
+           (unsigned long long)m->cleared);
     if (m->r.ops < 1000 || m->r.faults)
         return;
-    if (!m->hits || !m->misses || !m->reopened || !m->pinned || !m->expired || !m->deleted)
+    if (!m->hits || !m->misses || !m->reopened || !m->pinned || !m->expired || !m->deleted ||
+        !m->committed || !m->pinned_now || !m->scanned)
         FAIL(m, "the run missed a kind of outcome");
     if (m->r.o.disk_bytes && m->r.o.write == CAIRN_WRITE_THROUGH && m->sure_hits < 100)
         FAIL(m, "only %llu gets were certain to hit", (unsigned long long)m->sure_hits);

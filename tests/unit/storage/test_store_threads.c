@@ -136,7 +136,7 @@ static void op_put(struct worker *w)
     uint64_t id[BATCH], gen[BATCH];
 
     for (size_t i = 0; i < count; i++) {
-        id[i] = rng_below(&w->rng, KEYS);
+        id[i] = rng_below(&w->rng, KEYS / 2) * 2;
         gen[i] = event_begin(&sh->keys[id[i]]);
         value_fill(w->bytes[i], id[i], gen[i], 0, len_of(id[i]));
         puts[i].key = key_of(id[i]);
@@ -152,6 +152,99 @@ static void op_put(struct worker *w)
         if (puts[i].status == CAIRN_EXISTS && replace)
             rig_fail(&sh->r, "replace of key %llu says it exists", (unsigned long long)id[i]);
     }
+}
+
+/* As a node does it: filled in place. Keys with odd numbers are in space 1. */
+static void op_commit(struct worker *w)
+{
+    struct shared *sh = w->shared;
+    uint64_t id = rng_below(&w->rng, KEYS), gen = event_begin(&sh->keys[id]), name[2] = {id, gen};
+    uint32_t flags = CAIRN_PUT_REPLACE | CAIRN_COMMIT_NOWAIT |
+                     (rng_one_in(&w->rng, 2) ? CAIRN_COMMIT_ON_EVICT : 0);
+    struct cairn_room room;
+    enum cairn_cause cause;
+    cairn_status s = cairn_vault_room(sh->r.vault, len_of(id), 0, &room);
+
+    if (s == CAIRN_OK) {
+        struct cairn_commit c = {.key = key_of(id), .name = name, .name_len = sizeof(name),
+                                 .space = (uint16_t)(id % 2), .flags = flags};
+        value_fill(room.value, id, gen, 0, len_of(id));
+        s = cairn_vault_commit(sh->r.vault, &room, &c, 0, &cause);
+        c.flags &= ~CAIRN_COMMIT_NOWAIT;
+        if (s == CAIRN_INPROGRESS)
+            s = cairn_vault_commit(sh->r.vault, &room, &c, deadline(), &cause);
+    }
+    if (s != CAIRN_OK && s != CAIRN_NOSPACE)
+        rig_fail(&sh->r, "commit of key %llu: status %d", (unsigned long long)id, s);
+    event_end(&sh->keys[id], gen, s == CAIRN_OK ? STORED : REFUSED);
+    atomic_fetch_add(s == CAIRN_OK ? &sh->stored : &sh->refused, 1);
+}
+
+static void op_pin_now(struct worker *w)
+{
+    struct shared *sh = w->shared;
+    uint64_t id = rng_below(&w->rng, KEYS), start = cairn_now_ns();
+    struct cairn_key key = key_of(id);
+    struct cairn_pin pin;
+    enum cairn_cause cause;
+    cairn_status s = cairn_vault_pin_now(sh->r.vault, &key, true, &pin, &cause);
+
+    if (s == CAIRN_MISS && cause != CAIRN_CAUSE_ABSENT && cause != CAIRN_CAUSE_NO_ROOM)
+        rig_fail(&sh->r, "pin of key %llu: %s", (unsigned long long)id, cairn_cause_name(cause));
+    if (s != CAIRN_OK)
+        return;
+    check_value(sh, id, pin.value, pin.value_len, start);
+    cairn_vault_unpin(sh->r.vault, &pin, 1);
+    atomic_fetch_add(&sh->pinned, 1);
+}
+
+static void op_clear(struct worker *w)
+{
+    struct shared *sh = w->shared;
+    uint64_t gen[KEYS];
+
+    for (uint64_t id = 1; id < KEYS; id += 2)
+        gen[id] = event_begin(&sh->keys[id]);
+    cairn_status s = cairn_vault_clear_space(sh->r.vault, 1, deadline());
+    if (s != CAIRN_OK)
+        rig_fail(&sh->r, "clear: status %d", s);
+    for (uint64_t id = 1; id < KEYS; id += 2)
+        event_end(&sh->keys[id], gen[id], DELETED);
+}
+
+struct walk {
+    struct shared *shared;
+    uint64_t start_ns;
+};
+
+static bool walked(void *arg, const struct cairn_scan_item *item)
+{
+    struct walk *k = arg;
+    uint64_t name[2];
+    const char *wrong = "its name is not this key's";
+
+    if (!item->name_len)
+        return true; /* by a put */
+    memcpy(name, item->name, sizeof(name));
+    struct cairn_key key = key_of(name[0] % KEYS);
+    if (item->name_len == sizeof(name) && memcmp(&key, &item->key, sizeof(key)) == 0)
+        wrong = judge(&k->shared->keys[name[0]], name[1], k->start_ns);
+    if (wrong)
+        rig_fail(&k->shared->r, "scan shows key %llu: %s", (unsigned long long)name[0], wrong);
+    return true;
+}
+
+static void op_scan(struct worker *w)
+{
+    struct walk k = {.shared = w->shared, .start_ns = cairn_now_ns()};
+    uint32_t cursor = 0;
+
+    do {
+        cairn_status s = cairn_vault_scan(w->shared->r.vault, (uint16_t)rng_below(&w->rng, 2),
+                                          &cursor, 20, deadline(), walked, &k);
+        if (s != CAIRN_OK)
+            rig_fail(&w->shared->r, "scan: status %d", s);
+    } while (cursor);
 }
 
 static void op_get(struct worker *w)
@@ -184,7 +277,12 @@ static void op_delete(struct worker *w)
     struct cairn_key key = key_of(id);
     cairn_status s = CAIRN_OK;
 
-    cairn_vault_delete(w->shared->r.vault, &key, 1, deadline(), &s);
+    if (rng_one_in(&w->rng, 2))
+        s = cairn_vault_delete_now(w->shared->r.vault, &key);
+    else
+        s = CAIRN_INPROGRESS;
+    if (s == CAIRN_INPROGRESS)
+        cairn_vault_delete(w->shared->r.vault, &key, 1, deadline(), &s);
     if (s != CAIRN_OK && s != CAIRN_MISS)
         rig_fail(&w->shared->r, "delete of key %llu: status %d", (unsigned long long)id, s);
     event_end(&w->shared->keys[id], gen, DELETED);
@@ -226,7 +324,8 @@ static void op_rest(struct worker *w)
     switch (rng_below(&w->rng, 5)) {
     case 0:
         s = cairn_vault_flush(v, deadline());
-        if (s != CAIRN_OK && s != CAIRN_UNSUPPORTED)
+        /* What is written when it leaves may have left unwritten. */
+        if (s != CAIRN_OK && s != CAIRN_UNSUPPORTED && s != CAIRN_IO)
             rig_fail(&w->shared->r, "flush: status %d", s);
         break;
     case 1: cairn_vault_drop_ram(v); break;
@@ -243,14 +342,20 @@ static void *work(void *arg)
     for (uint64_t op = 0; op < w->ops; op++) {
         uint64_t dice = rng_below(&w->rng, 100);
 
-        if (dice < 30)
+        if (dice < 20)
             op_put(w);
-        else if (dice < 75)
+        else if (dice < 30)
+            op_commit(w);
+        else if (dice < 65)
             op_get(w);
+        else if (dice < 75)
+            op_pin_now(w);
         else if (dice < 80)
             op_delete(w);
-        else if (dice < 92)
+        else if (dice < 90)
             op_pin(w);
+        else if (dice < 91)
+            rng_one_in(&w->rng, 2) ? op_clear(w) : op_scan(w);
         else
             op_rest(w);
     }
