@@ -18,7 +18,7 @@ struct remote_counts {
     _Atomic uint64_t timeouts, lost;      /* calls that the node left without an answer           */
     _Atomic uint64_t busy;                /* calls that found no connection free, or an error     */
     _Atomic uint64_t dials, dials_failed;
-    _Atomic uint64_t misses[CAIRN_CAUSE_COUNT]; /* what the node gave and this client refused     */
+    _Atomic uint64_t misses[CAIRN_CAUSE_COUNT]; /* keys that a get or a view did not give         */
 };
 
 struct remote {
@@ -116,7 +116,7 @@ uint64_t remote_piece_hash(struct remote_conn *c, const struct cairn_sgl *list, 
 /* The list's runs from byte `off` on, at most `len` bytes of them. Returns how many were written. */
 uint32_t remote_runs(const struct cairn_sgl *list, size_t off, size_t len, struct iovec *out,
                      uint32_t cap, size_t *ret_len);
-void remote_refused(struct remote *r, enum cairn_cause cause);
+void remote_missed(struct remote *r, enum cairn_cause cause);
 
 /* remote.c: text that a command answers with (free it); false: there is none. */
 bool remote_text(struct remote *r, const char *command, const void *canon, size_t canon_len,

@@ -22,7 +22,7 @@ struct chunk {
     uint64_t ticket;
 };
 
-void remote_refused(struct remote *r, enum cairn_cause cause)
+void remote_missed(struct remote *r, enum cairn_cause cause)
 {
     atomic_fetch_add_explicit(&r->counts.misses[cause], 1, memory_order_relaxed);
 }
@@ -88,15 +88,6 @@ static enum cairn_cause copy_out(const struct remote_arena *a, const struct cair
     return CAIRN_CAUSE_CHECKSUM;
 }
 
-static void take_view(struct remote *r, const struct remote_conn *c,
-                      const struct cairn_wire_view *v, struct cairn_get *g)
-{
-    enum cairn_cause cause = copy_out(c->arena, v, g);
-    if (cause)
-        remote_refused(r, cause);
-    settle(g, cause);
-}
-
 static void release(struct remote_conn *c, uint64_t lease)
 {
     conn_command(c, "CAIRN.RELEASE", 1);
@@ -105,7 +96,7 @@ static void release(struct remote_conn *c, uint64_t lease)
 
 /* Settles what the leases cover. A part that is not held whole is the last: behind a hole there is
  * little, and how much, one answer with bytes tells. */
-static cairn_status get_in_place(struct remote *r, struct remote_conn *c, struct get_call *call)
+static cairn_status get_in_place(struct remote_conn *c, struct get_call *call)
 {
     struct cairn_wire_view views[CHUNK_KEYS];
     struct chunk now = chunk_next(call, 0);
@@ -124,7 +115,8 @@ static cairn_status get_in_place(struct remote *r, struct remote_conn *c, struct
         if (st)
             return st;
         for (uint32_t i = 0; i < held; i++)
-            take_view(r, c, &views[i], &call->gets[now.first + i]);
+            settle(&call->gets[now.first + i],
+                   copy_out(c->arena, &views[i], &call->gets[now.first + i]));
         if (lease)
             release(c, lease);
         whole = whole && held == now.count;
@@ -207,7 +199,7 @@ static cairn_status receive(struct remote_conn *c, struct cairn_get *g, size_t l
     return CAIRN_OK;
 }
 
-static cairn_status read_value(struct remote *r, struct remote_conn *c, struct cairn_get *g)
+static cairn_status read_value(struct remote_conn *c, struct cairn_get *g)
 {
     uint8_t bytes[sizeof(struct cairn_wire_value) + CAIRN_PIECES_MAX * sizeof(uint64_t)];
     struct cairn_wire_value head;
@@ -235,13 +227,11 @@ static cairn_status read_value(struct remote *r, struct remote_conn *c, struct c
     st = receive(c, g, want, bytes + sizeof head, &good);
     if (st)
         return st;
-    if (!good)
-        remote_refused(r, CAIRN_CAUSE_CHECKSUM);
     settle(g, good ? CAIRN_CAUSE_NONE : CAIRN_CAUSE_CHECKSUM);
     return CAIRN_OK;
 }
 
-static cairn_status read_values(struct remote *r, struct remote_conn *c, struct get_call *call,
+static cairn_status read_values(struct remote_conn *c, struct get_call *call,
                                 const struct chunk *k)
 {
     uint64_t count;
@@ -251,11 +241,11 @@ static cairn_status read_values(struct remote *r, struct remote_conn *c, struct 
     if (!st && count != k->count)
         st = CAIRN_CORRUPT;
     for (uint32_t i = 0; i < k->count && !st; i++)
-        st = read_value(r, c, &call->gets[k->first + i]);
+        st = read_value(c, &call->gets[k->first + i]);
     return st;
 }
 
-static cairn_status get_bytes(struct remote *r, struct remote_conn *c, struct get_call *call)
+static cairn_status get_bytes(struct remote_conn *c, struct get_call *call)
 {
     struct chunk now = chunk_next(call, 0);
     cairn_status st = CAIRN_OK;
@@ -265,7 +255,7 @@ static cairn_status get_bytes(struct remote *r, struct remote_conn *c, struct ge
         struct chunk ahead = chunk_next(call, now.first + now.count);
         if (ahead.count)
             ask_bytes(c, call, &ahead);
-        st = read_values(r, c, call, &now);
+        st = read_values(c, call, &now);
         now = ahead;
     }
     return st;
@@ -274,8 +264,9 @@ static cairn_status get_bytes(struct remote *r, struct remote_conn *c, struct ge
 static cairn_status get_over(struct remote *r, struct remote_conn *c, void *arg)
 {
     struct get_call *call = arg;
-    cairn_status st = c->arena ? get_in_place(r, c, call) : CAIRN_OK;
-    return st ? st : get_bytes(r, c, call);
+    (void)r;
+    cairn_status st = c->arena ? get_in_place(c, call) : CAIRN_OK;
+    return st ? st : get_bytes(c, call);
 }
 
 /* What no node needs to be asked for. */
@@ -305,7 +296,10 @@ cairn_status remote_get(struct cairn_backend *b, struct cairn_get *gets, size_t 
     for (size_t i = 0; i < count; i++) {
         if (open_still(&gets[i]))
             settle(&gets[i], remote_cause(st));
-        hits += gets[i].status == CAIRN_OK;
+        if (gets[i].status == CAIRN_OK)
+            hits++;
+        else
+            remote_missed(r, (enum cairn_cause)gets[i].cause);
     }
     if (ret_hits)
         *ret_hits = hits;

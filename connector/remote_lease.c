@@ -229,7 +229,7 @@ static cairn_status view_in_place(struct remote *r, struct remote_lease *l, stru
     if (!atomic_load_explicit(&v->verified, memory_order_acquire)) {
         enum cairn_cause cause = verify(l, v);
         if (cause) {
-            remote_refused(r, cause);
+            remote_missed(r, cause);
             return CAIRN_CORRUPT;
         }
         atomic_store_explicit(&v->verified, true, memory_order_release);

@@ -47,17 +47,14 @@ static void add_breaker(struct text *t, struct remote *r)
         closed ? "closed" : wait ? "open" : "half-open", (uint64_t)(wait / CAIRN_NS_PER_MS));
 }
 
-/* What this client refused of what the node gave it, by cause. */
+/* Keys that this client did not get, by cause: what the node said, or what did not verify here. */
 static void add_misses(struct text *t, struct remote *r)
 {
-    const char *comma = "";
     add(t, "\"misses\": {");
-    for (int i = 0; i < CAIRN_CAUSE_COUNT; i++) {
-        uint64_t n = atomic_load_explicit(&r->counts.misses[i], memory_order_relaxed);
-        if (n)
-            add(t, "%s\"%s\": %" PRIu64, comma, cairn_cause_name((enum cairn_cause)i), n);
-        comma = n ? ", " : comma;
-    }
+    for (int i = CAIRN_CAUSE_NONE + 1; i < CAIRN_CAUSE_COUNT; i++)
+        add(t, "%s\"%s\": %" PRIu64, i == CAIRN_CAUSE_NONE + 1 ? "" : ", ",
+            cairn_cause_name((enum cairn_cause)i),
+            atomic_load_explicit(&r->counts.misses[i], memory_order_relaxed));
     add(t, "}");
 }
 

@@ -32,9 +32,18 @@ def rng(request):
     return random.Random(f"{SEED} {request.node.name}")
 
 
+@pytest.fixture(params=["embedded", "unix", "tcp"])
+def ram(request):
+    """A store without a disk: of this process, or a node's."""
+    if request.param == "embedded":
+        return RAM
+    node = request.getfixturevalue("node")
+    return f"unix:{node.socket}" if request.param == "unix" else f"tcp://127.0.0.1:{node.port}"
+
+
 @pytest.fixture
-def store():
-    with cairn.open(RAM) as opened:
+def store(ram):
+    with cairn.open(ram) as opened:
         yield opened
 
 
@@ -55,6 +64,12 @@ def values(rng, count, size=10000):
 
 def outs(like):
     return [bytearray(len(v)) for v in like]
+
+
+def misses(store):
+    """Of this client: other clients' are a node's too."""
+    stats = store.stats()
+    return stats.get("client", stats)["misses"]
 
 
 # --- the boundary to C ---
@@ -302,10 +317,10 @@ def test_a_miss_is_false_and_counted(store, rng):
     given = values(rng, 2)
     assert all(store.put(keys[:2], given))
     got = [bytearray(10000) for _ in keys]
-    before = store.stats()["misses"]
+    before = misses(store)
     assert store.get(keys, got) == [True, True, False, False]
     assert store.get(keys[:1], [bytearray(9999)]) == [False]
-    after = store.stats()["misses"]
+    after = misses(store)
     assert after["absent"] - before["absent"] == 2
     assert after["length"] - before["length"] == 1
     assert store.lookup(keys) == 2 and store.lookup(keys[2:]) == 0 and store.lookup([]) == 0
@@ -381,8 +396,8 @@ def test_leases_show_the_store_s_own_memory(store, rng):
     assert len(store.lease(keys[3:])) == 0
 
 
-def test_a_view_outlives_release_and_guards_close(rng):
-    store = cairn.open(RAM)
+def test_a_view_outlives_release_and_guards_close(ram, rng):
+    store = cairn.open(ram)
     keys = prompt(rng, 1)
     given = values(rng, 1)
     assert all(store.put(keys, given))
@@ -449,8 +464,8 @@ def test_wrong_uris(uri, error, text):
         cairn.open(uri)
 
 
-def test_after_close(rng):
-    store = cairn.open(RAM)
+def test_after_close(ram, rng):
+    store = cairn.open(ram)
     keys = prompt(rng, 1)
     store.close()
     store.close()
@@ -462,8 +477,8 @@ def test_after_close(rng):
     assert "closed" in repr(store)
 
 
-def test_after_fork(rng):
-    with cairn.open(RAM) as store:
+def test_after_fork(ram, rng):
+    with cairn.open(ram) as store:
         keys = prompt(rng, 2)
         given = values(rng, 2)
         assert all(store.put(keys, given))
@@ -477,7 +492,7 @@ def test_after_fork(rng):
                 except cairn.StateError:
                     refused += 1
             store.close()
-            with cairn.open(RAM) as own:  # a store of its own is fine
+            with cairn.open(ram) as own:  # a store of its own is fine
                 refused += own.put(keys, given) == [True, True]
             os._exit(0 if refused == 6 else 1)
         assert os.waitpid(child, 0)[1] == 0
@@ -488,7 +503,7 @@ def test_after_fork(rng):
 # --- threads ---
 
 
-def test_many_threads(rng):
+def test_many_threads(ram, rng):
     """Each thread's values are derived from their keys, so that every byte read is checked."""
     failures = []
     chains = [prompt(rng, 6) for _ in range(8)]
@@ -514,7 +529,7 @@ def test_many_threads(rng):
         except Exception as e:
             failures.append(repr(e))
 
-    with cairn.open(RAM) as store:
+    with cairn.open(ram) as store:
         threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
         for t in threads:
             t.start()
@@ -524,9 +539,9 @@ def test_many_threads(rng):
         assert store.stats()["get"]["hits_ram"] > 0
 
 
-def test_close_waits_for_calls_in_other_threads(rng):
+def test_close_waits_for_calls_in_other_threads(ram, rng):
     for _ in range(10):
-        store = cairn.open(RAM)
+        store = cairn.open(ram)
         keys = prompt(rng, 8)
         given = values(rng, 8, 200000)
         ended = []
