@@ -224,8 +224,8 @@ def test_flipped_bytes_on_disk_are_misses(node_with, seed):
 
 
 def leave_ram(wire):
-    """All that was set is on disk, and no longer in RAM. The flush says IO for what a full RAM let go
-    unwritten, which can only be fillers."""
+    """All that was set is on disk, and no longer in RAM. The flush says IO for what a full RAM let
+    go unwritten, which can only be fillers."""
     assert wire.call("CAIRN.FLUSH", 30000) in (0, -30)
     for i in range(40):
         assert wire.call("SET", b"filler:%d" % i, b"x" * MIB) == "OK"
