@@ -88,6 +88,12 @@ void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size
 cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
                                  struct cairn_pin *ret, enum cairn_cause *cause);
 
+/* Unpins a value that is not what its reader asked for (LENGTH, IDENTITY), or whose bytes it found
+ * damaged (CHECKSUM, HEADER: the RAM copy is dropped). Counts as a miss, beside the hit that the pin
+ * was. */
+void cairn_vault_pin_reject(struct cairn_vault *v, const struct cairn_pin *pin,
+                            enum cairn_cause cause);
+
 /* --- values that are filled in place: what a node receives from a socket --- */
 
 /* Room for one value in the arena that nobody else sees. Its owner writes `len` bytes at `value`,

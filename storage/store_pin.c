@@ -189,6 +189,19 @@ void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size
     pthread_mutex_unlock(&v->lock);
 }
 
+void cairn_vault_pin_reject(struct cairn_vault *v, const struct cairn_pin *pin,
+                            enum cairn_cause cause)
+{
+    pthread_mutex_lock(&v->lock);
+    struct slot *s = &v->slots[pin->slot];
+    count_miss(v, cause);
+    if (cause_is_damage(cause))
+        slot_drop_damaged(v, s, cause);
+    lease_uncount(v, s);
+    slot_unpin(v, s);
+    pthread_mutex_unlock(&v->lock);
+}
+
 cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key, void *out,
                               uint32_t *len, uint64_t deadline_ns)
 {

@@ -143,6 +143,8 @@ def test_what_a_get_asks_for_is_compared(node):
     assert kv.get(get_item(key_of("absent"), 1)) == [(MISS, "absent", None)]
     assert kv.get(get_item(key, 2, offset=49_999, flags=RANGE)) == [(MISS, "length", None)]
     past = time.time_ns() - 1
+    misses = json.loads(kv.call("CAIRN.STATS"))["misses"]
+    assert misses["identity"] == 1 and misses["length"] == 2 and misses["absent"] == 1
     assert kv.put(key_of("short-lived"), value, expires_ns=past) == [OK, 0]
     assert kv.fetch(key_of("short-lived"), 50_000) is None
 
@@ -217,7 +219,7 @@ BAD = [
     ("CLEAR", ["EVERYTHING"]), ("CLEAR", ["IDENTITY"]), ("CLEAR", ["PREFIX", b"short"]),
     ("CLEAR", ["ALL", "NOW"]), ("IDENTITY", [b"no identity"]), ("WHY", [b""]), ("WHYMISS", [b"x"]),
     ("HELLO", ["one"]), ("HELLO", [1, "USER", "default"]), ("ATTACH", ["x"]), ("ATTACH", [-1]),
-    ("STATS", ["IDENTITY", b"short"]), ("STATS", ["EVERYTHING"]),
+    ("VERIFY", [b"short"]), ("STATS", ["IDENTITY", b"short"]), ("STATS", ["EVERYTHING"]),
 ]
 
 

@@ -216,6 +216,48 @@ def test_read_in_place(node):
     until(lambda: shared(node)["lease_pins"] == 0)
 
 
+def damage(node, kv, view):
+    """Flips a bit in the middle of a value, in the node's own memory."""
+    for line in Path(f"/proc/{node.process.pid}/maps").read_text().splitlines():
+        where, _, _, _, inode, *_ = line.split(maxsplit=5)
+        first, end = (int(x, 16) for x in where.split("-"))
+        if end - first == len(kv.arena) and int(inode) == os.fstat(kv.fds[0]).st_ino:
+            break
+    else:
+        raise AssertionError("the arena is not mapped as one")
+    at = first + view[0] + view[1] // 2
+    with open(f"/proc/{node.process.pid}/mem", "r+b", buffering=0) as memory:
+        memory.seek(at)
+        byte = memory.read(1)[0]
+        memory.seek(at)
+        memory.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.parametrize("way", ["range", "verify"])
+def test_damage_is_found_and_dropped(new_node, way):
+    """A flipped bit in RAM: no reader takes it for the value, and the disk's copy is found again."""
+    node = new_node()
+    node.start(f"--disk-path={node.place / 'node.cairn'}", "--disk=256MiB")
+    kv = connect(node)
+    kv.attach()
+    key, size = key_of("damaged"), 1 << 20
+    assert kv.put(key, value_of(key, size)) == [OK, 0]
+    assert kv.call("CAIRN.FLUSH", 4000) == OK
+    lease, views = kv.lease([key])
+    damage(node, kv, views[0])
+    assert kv.view(views[0]) is None
+    if way == "verify":
+        assert kv.call("CAIRN.VERIFY", key_of("absent") + key) == 1
+        assert kv.call("CAIRN.VERIFY", key) == 0
+    else:
+        got = kv.get(get_item(key, 100, offset=size // 2, flags=1))
+        assert got == [(-1, "checksum", None)]
+    assert kv.fetch(key, size) == value_of(key, size), "from disk"
+    _, again = kv.lease([key])
+    assert kv.view(again[0]) == value_of(key, size)
+    assert kv.call("CAIRN.RELEASE", lease) == 1
+
+
 def test_release_all_is_of_one_connection(node):
     one, two = connect(node), connect(node)
     keys = held_chain(one)

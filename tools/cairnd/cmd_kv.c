@@ -277,6 +277,8 @@ const struct command commands_kv[] = {
      0, 0, 0, 0},
     {"CAIRN.WHYMISS", 2, COMMAND_FAST, 0, kv_whymiss_run,
      "Says whether a key is held, and else what dropped it.", 0, 0, 0, 0},
+    {"CAIRN.VERIFY", 2, 0, 0, kv_verify_run,
+     "Reads what is in RAM of the keys and drops damaged copies.", 0, 0, 0, 0},
     {"CAIRN.STATS", -1, 0, 0, kv_stats_run, "Statistics of the store or of one identity, as JSON.",
      0, 0, 0, 0},
     {0},

@@ -40,6 +40,7 @@ enum call_flow kv_put_run(struct call *c);     /* cmd_kv_put.c */
 enum call_flow kv_clear_run(struct call *c);   /* cmd_kv_clear.c */
 enum call_flow kv_why_run(struct call *c);     /* cmd_kv_why.c */
 enum call_flow kv_whymiss_run(struct call *c);
+enum call_flow kv_verify_run(struct call *c);
 enum call_flow kv_identity_run(struct call *c);
 enum call_flow kv_stats_run(struct call *c);
 

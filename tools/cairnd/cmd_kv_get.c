@@ -76,6 +76,15 @@ static void let_go(struct get_batch *b, struct got *g)
     g->copy = NULL;
 }
 
+/* It is pinned, but not what was asked for, or damaged. */
+static void reject(struct get_batch *b, struct got *g, enum cairn_cause cause)
+{
+    cairn_vault_pin_reject(b->vault, &g->pin, cause);
+    g->pin.value = NULL;
+    g->status = CAIRN_MISS;
+    g->cause = cause;
+}
+
 static void fail(struct get_batch *b, struct got *g, cairn_status st, enum cairn_cause cause)
 {
     let_go(b, g);
@@ -120,7 +129,7 @@ static bool accept_pin(struct get_batch *b, struct got *g)
 {
     enum cairn_cause cause = judge(g);
     if (cause) {
-        fail(b, g, CAIRN_MISS, cause);
+        reject(b, g, cause);
         return true;
     }
     if (is_range(g)) {
@@ -128,11 +137,7 @@ static bool accept_pin(struct get_batch *b, struct got *g)
             return false;
         b->hash_left -= g->want.len;
         if (!range_good(g)) {
-            struct cairn_pin pin;
-            fail(b, g, CAIRN_MISS, CAIRN_CAUSE_CHECKSUM);
-            /* Lets the vault see for itself, and drop what is damaged. */
-            if (cairn_vault_pin_now(b->vault, &g->key, true, &pin, &cause) == CAIRN_OK)
-                cairn_vault_unpin(b->vault, &pin, 1);
+            reject(b, g, CAIRN_CAUSE_CHECKSUM);
             return true;
         }
     }
@@ -194,6 +199,15 @@ static uint32_t load_run(struct get_batch *b, uint32_t from)
     return (uint32_t)held;
 }
 
+/* Why a value that was there is not any more: what the read from disk found, if it was that. */
+static enum cairn_cause gone_cause(struct get_batch *b, const struct got *g)
+{
+    uint64_t age_ns;
+    enum cairn_cause cause = cairn_vault_drop_cause(b->vault, &g->key, &age_ns);
+    return cause >= CAIRN_CAUSE_CHECKSUM && cause <= CAIRN_CAUSE_IO_ERROR ? cause
+                                                                          : CAIRN_CAUSE_ABSENT;
+}
+
 /* What could not be pinned although a moment ago it was there, or should be. */
 static void load_failed(struct get_batch *b, struct got *g)
 {
@@ -206,7 +220,7 @@ static void load_failed(struct get_batch *b, struct got *g)
     else if (st == CAIRN_INPROGRESS || cause == CAIRN_CAUSE_NO_ROOM)
         get_copy(b, g);
     else
-        fail(b, g, st, cause);
+        fail(b, g, st, cause == CAIRN_CAUSE_ABSENT ? gone_cause(b, g) : cause);
 }
 
 /* One value without waiting; INPROGRESS: it takes a worker. */

@@ -120,6 +120,46 @@ enum call_flow kv_whymiss_run(struct call *c)
     return CALL_DONE;
 }
 
+/* --- damage --- */
+
+static bool value_good(const struct cairn_pin *pin)
+{
+    const struct cairn_record_body_disk *b = cairn_pin_body(pin);
+    uint64_t checks[CAIRN_PIECES_MAX];
+    if (cairn_hash64(b, offsetof(struct cairn_record_body_disk, check)) != b->check)
+        return false;
+    cairn_hash_pieces(pin->value, pin->value_len, checks);
+    return memcmp(checks, b->piece_check,
+                  cairn_piece_count(pin->value_len) * sizeof checks[0]) == 0;
+}
+
+/* A client that reads in place and found a check wrong says so here; whether it is right, the node
+ * sees for itself. */
+enum call_flow kv_verify_run(struct call *c)
+{
+    const struct cairn_key *keys;
+    uint32_t count, damaged = 0;
+    struct cairn_vault *v = c->node->vault;
+    if (!kv_keys(c, 1, &keys, &count))
+        return CALL_DONE;
+    if (!c->may_wait)
+        return CALL_WAITS;
+    for (uint32_t i = 0; i < count && cairn_now_ns() < c->deadline_ns; i++) {
+        struct cairn_pin pin;
+        enum cairn_cause cause;
+        if (cairn_vault_pin_now(v, &keys[i], false, &pin, &cause))
+            continue;
+        if (value_good(&pin)) {
+            cairn_vault_unpin(v, &pin, 1);
+            continue;
+        }
+        cairn_vault_pin_reject(v, &pin, CAIRN_CAUSE_CHECKSUM);
+        damaged++;
+    }
+    cairn_out_int(c->out, damaged);
+    return CALL_DONE;
+}
+
 /* --- statistics --- */
 
 static size_t write_stats(void *arg, char *out, size_t cap)
