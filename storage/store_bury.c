@@ -16,9 +16,8 @@ static bool forgotten(const struct cairn_vault *v)
     return v->tier && atomic_load_explicit(&v->c.forgotten, memory_order_relaxed) > 0;
 }
 
-bool bury_needed(const struct cairn_vault *v, const struct cairn_key *key)
+bool bury_needed(const struct cairn_vault *v, uint32_t id)
 {
-    uint32_t id = cairn_index_find(v->index, key);
     return forgotten(v) ||
            (id != CAIRN_ENTRY_NONE && on_disk(v, cairn_index_entry(v->index, id)));
 }
@@ -113,9 +112,10 @@ static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
     size_t n = 0;
     for (; n < d->count && n < DELETE_BATCH; n++) {
         struct burial *b = &d->burials[n];
+        uint32_t id = cairn_index_find(v->index, &d->keys[n]);
         *b = (struct burial){.st = CAIRN_OK};
-        d->held[n] = shows(v, cairn_index_find(v->index, &d->keys[n]));
-        if (!v->tier || !bury_needed(v, &d->keys[n]))
+        d->held[n] = shows(v, id);
+        if (!v->tier || !bury_needed(v, id))
             continue;
         bury_begin(v, &d->keys[n], d->deadline_ns, n == 0, b);
         if (!b->op && n > 0)
@@ -174,7 +174,7 @@ cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_ke
 {
     pthread_mutex_lock(&v->lock);
     cairn_status st = CAIRN_INPROGRESS;
-    if (!bury_needed(v, key))
+    if (!bury_needed(v, cairn_index_find(v->index, key)))
         st = delete_entry(v, key) ? CAIRN_OK : CAIRN_MISS;
     pthread_mutex_unlock(&v->lock);
     return st;

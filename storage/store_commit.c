@@ -48,12 +48,9 @@ bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e)
     return slot_image(v, &v->slots[e->slot])->body.expires_ns <= cairn_wall_ns();
 }
 
-bool slot_keeps(struct cairn_vault *v, const struct cairn_key *key, uint32_t flags)
+bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
 {
-    if (flags & CAIRN_PUT_REPLACE)
-        return false;
-    uint32_t id = cairn_index_find(v->index, key);
-    if (id == CAIRN_ENTRY_NONE)
+    if ((flags & CAIRN_PUT_REPLACE) || id == CAIRN_ENTRY_NONE)
         return false;
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (entry_expired(v, e))
@@ -65,18 +62,17 @@ bool slot_keeps(struct cairn_vault *v, const struct cairn_key *key, uint32_t fla
 
 /* Must older copies be made dead before this put shows? Not for a key that is not held: its value
  * is named by what made it, so a forgotten copy of it has the same bytes. */
-static bool buries(const struct cairn_vault *v, const struct cairn_key *key, uint32_t flags)
+static bool buries(const struct cairn_vault *v, uint32_t id, uint32_t flags)
 {
-    return v->tier && ((flags & CAIRN_PUT_REPLACE) ||
-                       cairn_index_find(v->index, key) != CAIRN_ENTRY_NONE);
+    return v->tier && ((flags & CAIRN_PUT_REPLACE) || id != CAIRN_ENTRY_NONE) &&
+           bury_needed(v, id);
 }
 
-/* Swaps the filled slot in. Lock held. */
+/* Swaps the filled slot in, for entry `id` of its key or a new one. Lock held. */
 static bool publish(struct cairn_vault *v, struct slot *s, const struct cairn_key *key,
-                    uint32_t flags)
+                    uint32_t id, uint32_t flags)
 {
     struct cairn_record_body_disk *b = &slot_image(v, s)->body;
-    uint32_t id = cairn_index_find(v->index, key);
     bool replaced = id != CAIRN_ENTRY_NONE;
     if (!replaced)
         id = entry_insert(v, key);
@@ -117,8 +113,9 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
 {
     struct cairn_key key;
     memcpy(key.bytes, slot_image(v, s)->body.key, sizeof key.bytes);
-    bool keeps = slot_keeps(v, &key, flags);
-    if (!keeps && buries(v, &key, flags) && bury_needed(v, &key)) {
+    uint32_t id = cairn_index_find(v->index, &key);
+    bool keeps = entry_keeps(v, id, flags);
+    if (!keeps && buries(v, id, flags)) {
         if (flags & CAIRN_COMMIT_NOWAIT)
             return CAIRN_INPROGRESS;
         if (bury_all(v, &key, deadline_ns)) {
@@ -126,13 +123,14 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
             return CAIRN_IO;
         }
         /* Another put may have come first while the tombstone was under way. */
-        keeps = slot_keeps(v, &key, flags);
+        id = cairn_index_find(v->index, &key);
+        keeps = entry_keeps(v, id, flags);
     }
     if (keeps) {
         count(&v->c.put_existing, 1);
         return CAIRN_EXISTS;
     }
-    if (publish(v, s, &key, flags))
+    if (publish(v, s, &key, id, flags))
         return CAIRN_OK;
     *ret_cause = CAIRN_CAUSE_NO_ROOM;
     return CAIRN_NOSPACE;
@@ -214,6 +212,7 @@ cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
                                 enum cairn_cause *ret_cause)
 {
     struct slot *s = &v->slots[room->slot];
+    uint64_t since_ns = cairn_now_ns();
     bool good = sound(room, c);
     enum cairn_cause cause = good ? seal(v, s, c) : CAIRN_CAUSE_BAD_KEY;
     cairn_status st = !good ? CAIRN_INVAL : cause ? CAIRN_CORRUPT : CAIRN_OK;
@@ -228,6 +227,8 @@ cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
         room->value = NULL;
     }
     pthread_mutex_unlock(&v->lock);
+    if (st == CAIRN_OK)
+        cairn_hist_add(&v->c.put_ns, cairn_now_ns() - since_ns);
     *ret_cause = cause;
     return st;
 }

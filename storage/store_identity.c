@@ -1,5 +1,5 @@
-/* What is done under each identity. Rows are told apart by the first 8 bytes of a fingerprint, which
- * is what a footer keeps of it; a row without held values makes way for a new identity, the one
+/* What is done under each identity. Rows are told apart by the first 8 bytes of a fingerprint, as
+ * much as a footer keeps of it; a row without held values makes way for a new identity, the one
  * that was used longest ago first. */
 #include <string.h>
 

@@ -215,7 +215,8 @@ void vault_host(struct cairn_vault *v);
 bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
 
 /* store_bury.c: lock held on entry and return */
-bool bury_needed(const struct cairn_vault *v, const struct cairn_key *key);
+/* Must a tombstone be written before the key shows something else? `id`: its entry or NONE. */
+bool bury_needed(const struct cairn_vault *v, uint32_t id);
 /* Buries until the disk holds no living copy of the key; the lock is not held while it waits. */
 cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns);
 
@@ -225,8 +226,8 @@ cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64
 void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit *c);
 /* Has it expired, or may it have? Its time is only in the header. Lock held. */
 bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e);
-/* Is this put answered by what is held? Lock held. */
-bool slot_keeps(struct cairn_vault *v, const struct cairn_key *key, uint32_t flags);
+/* Is a put answered by what is held? `id`: entry of its key or NONE. Lock held. */
+bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags);
 /* Makes a filled slot visible, or says why not. Lock held, but not while it waits. */
 cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
                         uint64_t deadline_ns, enum cairn_cause *ret_cause);

@@ -2,7 +2,18 @@
  * sends from the arena), and the side records behind them. */
 #include <string.h>
 
+#include "base/clock.h"
 #include "storage/store_internal.h"
+
+/* In pins[].slot while cairn_vault_pin runs: the value was not in RAM when it was asked for. */
+#define PIN_LOADED (1u << 31)
+
+static void count_hit(struct cairn_vault *v, uint64_t len, bool disk, uint64_t since_ns)
+{
+    count(disk ? &v->c.get_disk : &v->c.get_ram, 1);
+    count(&v->c.get_bytes, len);
+    cairn_hist_add(disk ? &v->c.get_disk_ns : &v->c.get_ram_ns, cairn_now_ns() - since_ns);
+}
 
 static enum cairn_cause verify_in_place(const struct cairn_vault *v, const struct slot *s,
                                         const struct cairn_key *key, bool verify)
@@ -89,16 +100,26 @@ size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size
                        uint64_t deadline_ns, struct cairn_pin *pins)
 {
     size_t begun = 0, held = 0;
+    uint64_t since_ns = cairn_now_ns();
     pthread_mutex_lock(&v->lock);
     for (; begun < count_keys; begun++) {
         struct slot *s = pin_begin(v, &keys[begun]);
         if (!s)
             break;
-        pins[begun] = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+        uint32_t loaded = s->state == SLOT_RESIDENT ? 0 : PIN_LOADED;
+        pins[begun] = (struct cairn_pin){slot_number(v, s) | loaded, s->value_len,
+                                         slot_value(v, s)};
     }
     pthread_mutex_unlock(&v->lock);
-    while (held < begun && pin_finish(v, &v->slots[pins[held].slot], &keys[held], deadline_ns))
-        held++;
+    bool whole = true;
+    for (size_t i = 0; i < begun; i++) {
+        bool loaded = pins[i].slot & PIN_LOADED;
+        pins[i].slot &= ~PIN_LOADED;
+        whole = whole && pin_finish(v, &v->slots[pins[i].slot], &keys[i], deadline_ns);
+        if (whole)
+            count_hit(v, pins[i].value_len, loaded, since_ns);
+        held += whole;
+    }
     cairn_vault_unpin(v, pins + held, begun - held);
     return held;
 }
@@ -151,6 +172,7 @@ cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *
 {
     struct slot *s = NULL;
     enum cairn_cause cause;
+    uint64_t since_ns = cairn_now_ns();
     pthread_mutex_lock(&v->lock);
     cairn_status st = pin_resident(v, key, &s, &cause);
     bool verify = !st && check && slot_needs_verify(v, s);
@@ -173,8 +195,7 @@ cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *
     if (st)
         return st;
     *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
-    count(&v->c.get_ram, 1);
-    count(&v->c.get_bytes, s->value_len);
+    count_hit(v, s->value_len, false, since_ns);
     return CAIRN_OK;
 }
 

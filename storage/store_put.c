@@ -62,7 +62,7 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
     pthread_mutex_lock(&v->lock);
     if (g->count == GROUP || g->blocks + blocks > v->arena_blocks / 8)
         group_end(v, g);
-    if (slot_keeps(v, &p->key, p->flags)) {
+    if (entry_keeps(v, cairn_index_find(v->index, &p->key), p->flags)) {
         count(&v->c.put_existing, 1);
         p->status = CAIRN_EXISTS;
         pthread_mutex_unlock(&v->lock);

@@ -127,9 +127,11 @@ void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[
 {
     static const uint8_t none[32];
     struct cairn_key parent;
+    if (memcmp(parent_key, none, sizeof none) == 0)
+        return;
     memcpy(parent.bytes, parent_key, sizeof parent.bytes);
     uint32_t id = cairn_index_find(v->index, &parent);
-    if (id == CAIRN_ENTRY_NONE && memcmp(parent_key, none, sizeof none) != 0) {
+    if (id == CAIRN_ENTRY_NONE) {
         s->orphan = true;
         v->orphans++;
     }
