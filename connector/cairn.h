@@ -186,10 +186,20 @@ CAIRN_API CAIRN_CHECKED cairn_status cairn_keys_from_hashes(
 
 typedef struct cairn_store cairn_store;
 
-/* Opens by URI: "embedded:///path?ram=1GiB&disk=8GiB&..." or "embedded:?ram=1GiB" (no disk).
- * path: a directory (the log is cairn.log in it) or the log file itself, created if it is missing.
+/* Opens by URI, with the same calls behind each:
+ *   "embedded:///path?ram=1GiB&disk=8GiB&..." or "embedded:?ram=1GiB" (no disk): a store of this
+ *       process. path: a directory (the log is cairn.log in it) or the log file itself, created if
+ *       it is missing. Waits up to 5 s for another process to let go of the log.
+ *   "unix:/run/cairn/cairn.sock": a node (cairnd) of this machine, its memory read in place.
+ *   "tcp://127.0.0.1:7379": a node over TCP; only loopback addresses are taken.
  * cairn_options_help() lists the options. On failure one sentence in err names the input and the
- * fix. Waits up to 5 s for another process to let go of the log. */
+ * fix.
+ *
+ * A node that is gone, stalls or restarts later is no error: gets and leases are a CAIRN_MISS,
+ * puts, deletes and flushes CAIRN_BUSY (nothing was asked of it) or CAIRN_TIMEOUT or CAIRN_IO (it
+ * did not answer), at once after a few calls in vain; it is tried again from time to time. A call
+ * waits for a sign of the node no longer than its timeout= (1 s); those without a timeout of
+ * their own, no longer than that. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_open(const char *uri, cairn_store **ret, char *err,
                                                 size_t err_cap);
 /* Waits for what is in flight (bounded), then frees. What a write policy would write is written.
@@ -236,13 +246,18 @@ CAIRN_API void cairn_session_close(cairn_session *ss);
 
 /* Pins the held keys from the start of the list: resident, verified, not evicted until release, or
  * until ttl_ns from now passes and no view was taken. *ret_held says how many; 0 held = CAIRN_MISS
- * and no lease. All leases together take at most half of the RAM. */
+ * and no lease. All leases together take at most half of the RAM. Behind a node at most 8,192 keys
+ * of a list are leased, and the values are verified at their first view. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_lease_take(cairn_session *ss,
                                                       const struct cairn_key *keys, size_t count,
                                                       uint64_t ttl_ns, uint64_t timeout_ns,
                                                       cairn_lease **ret, size_t *ret_held);
 /* Value i in place, read-only, valid until release: from the first view on the memory is not
- * reused before that, whatever the ttl. CAIRN_TIMEOUT once the lease has ended. */
+ * reused before that, whatever the ttl. CAIRN_TIMEOUT once the lease has ended. Behind a node the
+ * first view of a value verifies it (CAIRN_CORRUPT: it is damaged); where the node's memory
+ * cannot be mapped it is copied, within copies= (CAIRN_NOSPACE beyond), and the node's end is no
+ * end of what was copied. A view stays readable until release even when the node dies; new ones
+ * are CAIRN_TIMEOUT. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_lease_view(cairn_lease *l, size_t i, const void **ret,
                                                       uint64_t *ret_len);
 CAIRN_API CAIRN_CHECKED cairn_status cairn_lease_renew(cairn_lease *l, uint64_t ttl_ns);

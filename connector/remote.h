@@ -1,5 +1,5 @@
-/* A node behind the API: "unix:" and "tcp:" stores. README.md says how calls, connections, leases and
- * failures go together. */
+/* A node behind the API: "unix:" and "tcp:" stores. README.md says how calls, connections, leases
+ * and failures go together. */
 #ifndef CAIRN_CONNECTOR_REMOTE_H
 #define CAIRN_CONNECTOR_REMOTE_H
 
@@ -52,9 +52,9 @@ struct remote {
 typedef cairn_status (*remote_fn)(struct remote *r, struct remote_conn *c, void *arg);
 
 /* remote_pool.c: runs fn over a connection, again over a new one if the node closed the first.
- * CAIRN_OK; CAIRN_BUSY: the node answered with an error; CAIRN_NOTFOUND: it is gone, or known to be;
- * CAIRN_TIMEOUT: it did not answer, or no connection was free in time; CAIRN_IO, CAIRN_CORRUPT: it
- * ended in the middle. */
+ * CAIRN_OK; CAIRN_BUSY: the node answered with an error; CAIRN_NOTFOUND: it is gone, or known to
+ * be; CAIRN_TIMEOUT: it did not answer, or no connection was free in time; CAIRN_IO,
+ * CAIRN_CORRUPT: it ended in the middle. */
 cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns);
 /* A deadline for calls that are given none. */
 uint64_t remote_patience(const struct remote *r);
@@ -65,8 +65,8 @@ void remote_pool_close(struct remote *r);
 enum cairn_cause remote_cause(cairn_status failed);
 cairn_status remote_status(cairn_status failed);
 
-/* What a lease of the API pins at the node, until the node is told that it is over. Where the node's
- * memory is mapped, any connection of this process may tell it. */
+/* What a lease of the API pins at the node, until the node is told that it is over. Where the
+ * node's memory is mapped, any connection of this process may tell it. */
 struct remote_pin {
     struct remote_pin *next;
     struct remote_conn *conn; /* over which it was taken */
@@ -113,7 +113,8 @@ cairn_status remote_put(struct cairn_backend *b, struct cairn_put *puts, size_t 
 /* Check of the bytes [off, off + len) of a list, at most one piece. */
 uint64_t remote_piece_hash(struct remote_conn *c, const struct cairn_sgl *list, size_t off,
                            size_t len);
-/* The list's runs from byte `off` on, at most `len` bytes of them. Returns how many were written. */
+/* The list's runs from byte `off` on, at most `len` bytes of them. Returns how many were written.
+ */
 uint32_t remote_runs(const struct cairn_sgl *list, size_t off, size_t len, struct iovec *out,
                      uint32_t cap, size_t *ret_len);
 void remote_missed(struct remote *r, enum cairn_cause cause);

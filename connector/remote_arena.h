@@ -25,8 +25,8 @@ struct remote_arenas {
     struct remote_arena *list;
 };
 
-/* Maps the arena behind fd (which stays the caller's), or finds it mapped already. NULL and why if it
- * is not what a node may hand out. */
+/* Maps the arena behind fd (which stays the caller's), or finds it mapped already. NULL and why
+ * if it is not what a node may hand out. */
 struct remote_arena *remote_arena_get(struct remote_arenas *all, int fd, uint64_t len,
                                       const char **why);
 void remote_arena_hold(struct remote_arenas *all, struct remote_arena *a);
@@ -36,7 +36,8 @@ void remote_arena_put(struct remote_arenas *all, struct remote_arena *a); /* NUL
 char *remote_window_map(int fd, uint64_t len);
 
 /* Copies the header of a leased record out and compares it with the view and with what was asked
- * for: from then on `ret` holds true checks of the value's pieces, whatever happens to the arena. */
+ * for: from then on `ret` holds true checks of the value's pieces, whatever happens to the arena.
+ */
 enum cairn_cause remote_header_read(const struct remote_arena *a, const struct cairn_wire_view *v,
                                     const struct cairn_key *key, const uint8_t *fingerprint,
                                     struct cairn_record_body_disk *ret);

@@ -62,8 +62,8 @@ static void written(struct remote_conn *c)
     c->iov_count = 0;
 }
 
-/* Sends what is written, waiting for the socket or not. After a failure nothing more is sent: half a
- * command may be out. */
+/* Sends what is written, waiting for the socket or not. After a failure nothing more is sent:
+ * half a command may be out. */
 static cairn_status send_all(struct remote_conn *c, bool wait)
 {
     struct iovec *iov = c->iov;

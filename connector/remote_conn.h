@@ -1,10 +1,10 @@
 /* One connection to a node. It belongs to one call at a time.
  *
- * Commands are written into a buffer (long arguments by reference) and sent together by the flush;
- * each has a ticket, its number on this connection. Answers come in that order: waiting for a ticket
- * reads past the answers that nobody waited for. Whatever goes wrong between two peers (silence,
- * an end, bytes that are no answer) makes the connection useless, and its next user never sees what
- * was meant for another: it is dropped. */
+ * Commands are written into a buffer (long arguments by reference) and sent together by the
+ * flush; each has a ticket, its number on this connection. Answers come in that order: waiting
+ * for a ticket reads past the answers that nobody waited for. Whatever goes wrong between two
+ * peers (silence, an end, bytes that are no answer) makes the connection useless, and its next
+ * user never sees what was meant for another: it is dropped. */
 #ifndef CAIRN_CONNECTOR_REMOTE_CONN_H
 #define CAIRN_CONNECTOR_REMOTE_CONN_H
 
@@ -87,8 +87,8 @@ bool conn_flush_now(struct remote_conn *c);
 
 /* --- reading; anything but CAIRN_OK and CAIRN_BUSY: drop the connection --- */
 
-/* Flushes and reads up to the answer of the ticket. CAIRN_BUSY: the answer is an error (logged), and
- * read. */
+/* Flushes and reads up to the answer of the ticket. CAIRN_BUSY: the answer is an error (logged),
+ * and read. */
 cairn_status conn_await(struct remote_conn *c, uint64_t ticket);
 cairn_status conn_int(struct remote_conn *c, int64_t *ret);
 cairn_status conn_array(struct remote_conn *c, uint64_t *ret_count); /* of a map: twice its pairs */

@@ -1,5 +1,6 @@
-/* Gets. Attached: the chain is leased a part at a time, checked while it is copied out of the node's
- * memory, and released. What no lease covers, and all of it over other sockets, comes as bytes. */
+/* Gets. Attached: the chain is leased a part at a time, checked while it is copied out of the
+ * node's memory, and released. What no lease covers, and all of it over other sockets, comes as
+ * bytes. */
 #include <string.h>
 
 #include "base/copy.h"

@@ -1,6 +1,7 @@
-/* Leases at a node. The node keeps what is leased to an attached client until it is told otherwise, so
- * the time to live is kept here: whoever enters a call that makes or asks for leases ends those that
- * nobody looked into. Without the node's memory a view is a copy, made when it is first asked for. */
+/* Leases at a node. The node keeps what is leased to an attached client until it is told
+ * otherwise, so the time to live is kept here: whoever enters a call that makes or asks for
+ * leases ends those that nobody looked into. Without the node's memory a view is a copy, made
+ * when it is first asked for. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -209,8 +210,8 @@ cairn_status remote_lease_take(struct cairn_backend *b, const struct cairn_key *
     return st;
 }
 
-/* Has it ended? Lock held. Once the node has closed its connection a lease gives no new views: it may
- * be another life of the node that is there now. */
+/* Has it ended? Lock held. Once the node has closed its connection a lease gives no new views: it
+ * may be another life of the node that is there now. */
 static bool over(const struct remote_lease *l)
 {
     return !l->pin || l->ends_ns <= cairn_now_ns() || l->pin->conn->lost;
@@ -300,8 +301,8 @@ cairn_status remote_lease_view(struct cairn_backend *b, struct cairn_lease *leas
     return st;
 }
 
-/* Where nothing is mapped the node ends leases by itself: the keys are leased anew. It must be the very
- * values; then the new pin takes the place of the old one. */
+/* Where nothing is mapped the node ends leases by itself: the keys are leased anew. It must be
+ * the very values; then the new pin takes the place of the old one. */
 static cairn_status renew_pin(struct remote *r, struct remote_lease *l, uint64_t ttl_ns)
 {
     struct take_call call = {.count = l->held};

@@ -1,9 +1,9 @@
 /* The connections of a store, and when to leave a node alone.
  *
- * A call takes an idle connection, makes one, or waits for one. A connection on which a call failed is
- * dropped; its socket stays open, unused, while views of leases taken over it are in use, and before it
- * is closed the node is told that all of them are over: an end alone does not tell it that nobody
- * reads there any more. */
+ * A call takes an idle connection, makes one, or waits for one. A connection on which a call
+ * failed is dropped; its socket stays open, unused, while views of leases taken over it are in
+ * use, and before it is closed the node is told that all of them are over: an end alone does not
+ * tell it that nobody reads there any more. */
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -81,8 +81,8 @@ static void reap(struct remote *r, bool all)
     r->leaving_count = kept;
 }
 
-/* Nobody uses the dropped connection any more. Its socket is closed after the node's side is: a node
- * that cannot send an earlier answer would not read the release behind it. */
+/* Nobody uses the dropped connection any more. Its socket is closed after the node's side is: a
+ * node that cannot send an earlier answer would not read the release behind it. */
 static void farewell(struct remote *r, struct remote_conn *c)
 {
     bool says = c->arena && !c->lost && !c->send_failed;

@@ -1,6 +1,6 @@
 /* Puts. Attached: a value is copied and hashed into the window, a ring of what the node has not
- * answered yet, so that it takes one in while the next is written. Larger ones, and all of them over
- * other sockets, go from the caller's memory into the socket. */
+ * answered yet, so that it takes one in while the next is written. Larger ones, and all of them
+ * over other sockets, go from the caller's memory into the socket. */
 #include <string.h>
 
 #include "base/copy.h"

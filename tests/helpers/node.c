@@ -81,6 +81,16 @@ static bool listening(const struct test_node *n)
     return well && strcmp(pong, "+PONG\r\n") == 0;
 }
 
+static void tell(const struct test_node *n, const char *what)
+{
+    fprintf(stderr, "%s; it says:\n", what);
+    FILE *said = fopen(n->log, "r");
+    for (int c; said && (c = fgetc(said)) != EOF;)
+        fputc(c, stderr);
+    if (said)
+        fclose(said);
+}
+
 bool node_start(struct test_node *n)
 {
     int status;
@@ -94,12 +104,7 @@ bool node_start(struct test_node *n)
             break;
         usleep(10000);
     }
-    fprintf(stderr, "cairnd did not start; it says:\n");
-    FILE *said = fopen(n->log, "r");
-    for (int c; said && (c = fgetc(said)) != EOF;)
-        fputc(c, stderr);
-    if (said)
-        fclose(said);
+    tell(n, "cairnd did not start");
     return false;
 }
 
@@ -112,6 +117,8 @@ void node_end(struct test_node *n, int signal)
     kill(n->pid, SIGCONT);
     while (waitpid(n->pid, &status, 0) < 0 && errno == EINTR) {
     }
+    if (WIFSIGNALED(status) ? WTERMSIG(status) != SIGKILL : WEXITSTATUS(status) != 0)
+        tell(n, "cairnd ended badly");
     n->pid = 0;
 }
 

@@ -376,9 +376,10 @@ def _side_records(side: Sequence[bytes | None] | None, count: int) -> list[bytes
 
 
 def open(uri: str, *, timeout: float = 30.0) -> Store:
-    """Opens a store: "embedded:///folder?ram=1GiB&disk=8GiB", or "embedded:?ram=1GiB" without a
-    disk. cairn.options_help() lists the options. timeout: seconds that put, get, lease and delete
-    wait at most, where they are not told otherwise."""
+    """Opens a store: "embedded:///folder?ram=1GiB&disk=8GiB", "embedded:?ram=1GiB" without a disk,
+    or a node's: "unix:/run/cairn/cairn.sock", "tcp://127.0.0.1:7379". cairn.options_help() lists
+    the options. timeout: seconds that put, get, lease and delete wait at most, where they are not
+    told otherwise. A node that goes away later is no error: gets miss, puts are refused."""
     return Store(uri, timeout=timeout)
 
 

@@ -1,8 +1,10 @@
-"""vLLM with Cairn behind it: a KV connector for the embedded store.
+"""vLLM with Cairn behind it: a KV connector for the embedded store, or a node's.
 
     KVTransferConfig(kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
                      kv_role="kv_both", kv_connector_extra_config={
                          "uri": "embedded:///var/lib/cairn?ram=4GiB&disk=64GiB"})
+
+"uri" may also name a node, "unix:/run/cairn/cairn.sock": engines of one machine share it.
 
 Whole blocks of all layers are opaque pages: what a step computes is gathered into the store by one
 call after it, and what a request can skip is scattered from the store by one call before it. Any

@@ -1,6 +1,6 @@
-/* A store of its own for each test, with values derived from an id. CAIRN_TEST_STORE says which kind:
- * "embedded" (default), or a real node of its own over "unix", "bytes" (unix without shared memory)
- * or "tcp". */
+/* A store of its own for each test, with values derived from an id. CAIRN_TEST_STORE says which
+ * kind: "embedded" (default), or a real node of its own over "unix", "bytes" (unix without shared
+ * memory) or "tcp". */
 #ifndef CAIRN_TESTS_OPEN_STORE_H
 #define CAIRN_TESTS_OPEN_STORE_H
 

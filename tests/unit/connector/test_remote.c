@@ -449,8 +449,8 @@ Test(remote, a_killed_client_leaves_nothing)
 
 /* --- damage in the node's memory --- */
 
-/* Flips a byte of every copy of the value that the node has in its arena (a window may hold another),
- * as a stray write there would. */
+/* Flips a byte of every copy of the value that the node has in its arena (a window may hold
+ * another), as a stray write there would. */
 static bool damage(uint64_t id, size_t len)
 {
     char name[64], line[512];

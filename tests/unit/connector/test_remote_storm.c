@@ -1,5 +1,6 @@
 /* Many threads on a node that is killed, stopped and started again at random: every call returns
- * within its deadline, and every byte of a hit or a view is right. CAIRN_TEST_FULL: a minute of it. */
+ * within its deadline, and every byte of a hit or a view is right. CAIRN_TEST_FULL: a minute of
+ * it. */
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -191,7 +192,8 @@ Test(storm, every_byte_is_right_and_every_call_returns)
 {
     pthread_t threads[THREADS];
     struct rng rng = test_rng("storm");
-    uint64_t length = (getenv("CAIRN_TEST_FULL") && *getenv("CAIRN_TEST_FULL") ? 60 : 6) * 1000 * MS;
+    const char *full = getenv("CAIRN_TEST_FULL");
+    uint64_t length = (full && full[0] ? 60 : 6) * 1000 * MS;
     for (size_t i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, work, (void *)(uintptr_t)rng_next(&rng));
     for (uint64_t begin = cairn_now_ns(); cairn_now_ns() - begin < length && !atomic_load(&fault);)
@@ -204,7 +206,8 @@ Test(storm, every_byte_is_right_and_every_call_returns)
     for (int i = 0; i < 500 && stat_number("\"leased_bytes\":"); i++)
         usleep(10000);
     cr_assert_eq(stat_number("\"leased_bytes\":"), 0, "leases were left behind");
-    fprintf(stderr, "%" PRIu64 " calls, %" PRIu64 " hits, %" PRIu64 " views, slowest %" PRIu64 " ms\n",
+    fprintf(stderr,
+            "%" PRIu64 " calls, %" PRIu64 " hits, %" PRIu64 " views, slowest %" PRIu64 " ms\n",
             atomic_load(&calls), atomic_load(&hits), atomic_load(&views),
             (uint64_t)(atomic_load(&slowest) / MS));
     cr_assert(atomic_load(&hits) > 0 && atomic_load(&views) > 0, "this proves nothing");
