@@ -159,6 +159,24 @@ def test_a_put_a_hit_and_a_miss_move_what_they_should(disk_node):
     assert moved(before, during, "cairn_connections_total", result="accepted") >= 1
 
 
+def test_a_hit_from_disk_is_counted_as_one(disk_node):
+    key = key_of("cold")
+    with kv(disk_node) as c:
+        c.put(key, value_of(key, LENGTH))
+    assert disk_node.stop() == 0
+    disk_node.start(f"--disk-path={disk_node.place}", "--disk=64MiB")
+    before = Metrics(disk_node)
+    with kv(disk_node) as c:
+        assert c.fetch(key, LENGTH) == value_of(key, LENGTH)
+        assert c.fetch(key, LENGTH) == value_of(key, LENGTH)
+    after = Metrics(disk_node)
+    for tier in ("disk", "ram"):
+        assert moved(before, after, "cairn_get_hits_total", tier=tier) == 1
+        assert moved(before, after, "cairn_latency_seconds_count", tier=tier, op="get") == 1
+    assert moved(before, after, "cairn_bytes_total", tier="ram", op="get") == 2 * LENGTH
+    assert moved(before, after, "cairn_latency_seconds_count", tier="disk", op="load") == 1
+
+
 def test_strings_are_counted_apart(node):
     before = Metrics(node)
     r = node.redis()

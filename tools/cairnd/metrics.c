@@ -196,6 +196,10 @@ static void add_clients(struct text *t, struct node *n)
     uint32_t clients = n->client_count;
     pthread_mutex_unlock(&n->clients_lock);
     gauge(t, "cairn_clients", "connections open", clients);
+    gauge(t, "cairn_client_memory_bytes", "held for clients: input, output, long arguments",
+          (double)get(&n->clients_memory));
+    gauge(t, "cairn_client_memory_max_bytes", "that may be held for all clients",
+          (double)node_live(&n->o.clients_memory));
     gauge(t, "cairn_clients_max", "connections allowed", (double)node_live(&n->o.clients_max));
     struct metric m = metric_begin(t, "cairn_connections_total", METRIC_COUNTER,
                                    "connections by what became of them at first");
