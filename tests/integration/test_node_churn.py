@@ -1,5 +1,5 @@
 """Many clients that come, work, vanish and are killed while the configuration changes and somebody
-looks; values have checkable bytes, so nobody may ever read another's. Meant for sanitizer builds too."""
+looks; values have checkable bytes, so nobody may ever read another's. For sanitizer builds too."""
 
 import hashlib
 import random

@@ -1,4 +1,4 @@
-"""What cairnd is told: file, environment, command line, CONFIG; and what it says of what is wrong."""
+"""What cairnd is told: file, environment, command line, CONFIG; and what it says of mistakes."""
 
 import os
 import subprocess

@@ -80,7 +80,8 @@ def test_idle_clients_are_closed_if_asked_for(new_node):
     assert counter(node, "cairn_closed_idle") >= 1
 
 
-@pytest.mark.parametrize("start", [b"PIN", b"*2\r\n$4\r\nECHO\r\n$1000\r\nxx", b"*3\r\n$3\r\nSET\r\n"])
+@pytest.mark.parametrize("start", [
+    b"PIN", b"*2\r\n$4\r\nECHO\r\n$1000\r\nxx", b"*3\r\n$3\r\nSET\r\n"])
 def test_slow_requests_are_closed(new_node, start):
     """A byte now and then keeps nothing alive."""
     node = new_node().start("--stall-timeout=500ms")

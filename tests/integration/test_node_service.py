@@ -135,6 +135,19 @@ def test_the_sample_file_is_the_documentation_it_says(root, cairnd):
     assert done.stdout == defaults.stdout
 
 
+def test_deploy_run_starts_one(root, cairnd, new_node):
+    if cairnd != root / "build/bin/cairnd":
+        pytest.skip("the node under test is not the one that deploy/run builds")
+    node = new_node()
+    node.program = node.place / "run"
+    node.program.write_text(f"#!/bin/sh\nexec {root}/deploy/run node \"$@\"\n")
+    node.program.chmod(0o755)
+    node.start("--config=", f"--disk-path={node.place}", "--disk=64MiB", timeout=500)
+    assert "64 MiB of memory and 64 MiB of disk" in node.said()
+    assert f"ready on tcp://127.0.0.1:{node.port}" in node.said()
+    assert node.stop() == 0
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_cleanly(node, number):
     assert stat.S_IMODE(os.stat(node.socket).st_mode) == 0o600
@@ -292,7 +305,7 @@ def test_no_tcp_and_no_socket(new_node):
     with node.connect() as s:
         s.sendall(b"PING\r\n")
         assert s.recv(10) == b"+PONG\r\n"
-    assert "tcp://" not in node.said()
+    assert "tcp://" not in node.said() and "metrics" not in node.said()
     other = new_node()
     other.socket = ""
     other.start("--socket=")

@@ -65,23 +65,30 @@ static void wait_for_end(const sigset_t *held)
     }
 }
 
-static void announce(const struct node *n)
+static void announce_budgets(const struct node_options *o)
 {
-    char ram[32], disk[32], address[CAIRN_ADDR_TEXT_MAX], http[320] = "nowhere";
-    cairn_format_size(n->o.ram, ram, sizeof ram);
-    cairn_format_size(n->o.disk, disk, sizeof disk);
+    char ram[32], disk[32];
+    cairn_format_size(o->ram, ram, sizeof ram);
+    cairn_format_size(o->disk, disk, sizeof disk);
+    if (o->disk_path[0])
+        cairn_log(CAIRN_LOG_INFO, "cairnd %s: opening with %s of memory and %s of disk at %s",
+                  CAIRN_VERSION_STRING, ram, disk, o->disk_path);
+    else
+        cairn_log(CAIRN_LOG_INFO, "cairnd %s: opening with %s of memory and no disk (--disk-path)",
+                  CAIRN_VERSION_STRING, ram);
+}
+
+static void announce_addresses(const struct node *n)
+{
+    char address[CAIRN_ADDR_TEXT_MAX];
+    const struct cairn_listener *listeners[] = {&n->local, &n->tcp};
+    for (int i = 0; i < 2; i++)
+        if (listeners[i]->fd >= 0)
+            cairn_log(CAIRN_LOG_INFO, "ready on %s",
+                      cairn_addr_print(&listeners[i]->addr, address, sizeof address));
     if (n->o.http_port)
-        snprintf(http, sizeof http, "http://%s:%u", n->o.bind, (unsigned)n->o.http_port);
-    cairn_log(CAIRN_LOG_INFO, "cairnd %s: memory %s, disk %s%s%s", CAIRN_VERSION_STRING, ram,
-              n->o.disk_path[0] ? disk : "none", n->o.disk_path[0] ? " at " : "",
-              n->o.disk_path);
-    if (n->local.fd >= 0)
-        cairn_log(CAIRN_LOG_INFO, "ready on %s",
-                  cairn_addr_print(&n->local.addr, address, sizeof address));
-    if (n->tcp.fd >= 0)
-        cairn_log(CAIRN_LOG_INFO, "ready on %s",
-                  cairn_addr_print(&n->tcp.addr, address, sizeof address));
-    cairn_log(CAIRN_LOG_INFO, "metrics on %s", http);
+        cairn_log(CAIRN_LOG_INFO, "metrics on http://%s:%u/metrics", n->o.bind,
+                  (unsigned)n->o.http_port);
 }
 
 static int run(void)
@@ -89,11 +96,16 @@ static int run(void)
     char err[1024];
     sigset_t held;
     signals_hold(&held);
-    if (daemon_log_open(&node.o, err, sizeof err) || node_start(&node, err, sizeof err)) {
+    cairn_status st = daemon_log_open(&node.o, err, sizeof err);
+    if (!st) {
+        announce_budgets(&node.o);
+        st = node_start(&node, err, sizeof err);
+    }
+    if (st) {
         fprintf(stderr, "cairnd: %s\n", err);
         return 1;
     }
-    announce(&node);
+    announce_addresses(&node);
     notify_send("READY=1");
     wait_for_end(&held);
     second_signal_exits();

@@ -174,7 +174,7 @@ cairn_status net_listen(struct node *n, char *err, size_t err_cap);
 void net_unlisten(struct node *n);
 cairn_status net_start(struct node *n, char *err, size_t err_cap);
 void net_stop(struct node *n, uint64_t deadline_ns);
-/* Has every network thread made a turn since the last call? Wakes them for the next one. `seen` holds
+/* Has every network thread made a turn since the last call? Wakes them for the next one. `seen` has
  * a number for each of them. */
 bool net_alive(struct node *n, uint64_t *seen);
 /* Makes the client's thread look at it (kill, end of a worker's call). Any thread. */

@@ -169,11 +169,11 @@ static cairn_status line_set(struct node_options *o, char *line, char *err, size
     char *name = trimmed(line);
     if (!*name || *name == '#')
         return CAIRN_OK;
-    size_t len = strcspn(name, " \t=");
-    char *value = name + len;
-    if (*value)
-        *value++ = '\0';
+    /* "name value", and "name = value" as in other such files. */
+    char *end = name + strcspn(name, " \t="), *value = end + strspn(end, " \t");
+    value += *value == '=';
     value = trimmed(value);
+    *end = '\0';
     if (!*value)
         return bad(err, cap, "option '%.64s' has no value: write '%.64s value', or \"\" for none",
                    name, name);
