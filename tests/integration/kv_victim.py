@@ -6,12 +6,14 @@ PLAN hold: leases what the test put, says "ready N" and waits for lines on stand
 closes the connection but keeps the mappings, "check" says whether every view still has its bytes,
 "release" releases. PLAN storm: attaches, puts through the window, leases, checks, releases, breaks
 off, for ever; wrong bytes end it with status 3. PLAN hammer: writes two patterns in turn into the
-window whose descriptor is number 3."""
+window whose descriptor is number 3. PLAN heir: attaches, leases, and leaves the connection to a
+child, which says what the node answers it after its parent's end."""
 
 import mmap
 import os
 import random
 import sys
+import time
 
 from kv_client import EXISTS, NOSPACE, OK, Kv, checks, key_of, value_of
 
@@ -87,6 +89,23 @@ def storm(path, seed):
             kv = None
 
 
+def heir(path, _seed):
+    kv = Kv(path=path)
+    kv.attach()
+    keys = [key_of("held", i) for i in range(4)]
+    lease, _ = kv.lease(keys)
+    parent = os.getpid()
+    say("ready")
+    if os.fork():
+        os._exit(0)
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    say(f"renewed {kv.call('CAIRN.RENEW', lease, 1000)}")
+    say(f"leased {kv.lease(keys)}")
+    sys.stdin.readline()
+
+
 def hammer(_path, _seed):
     window = mmap.mmap(3, os.fstat(3).st_size)
     patterns = [value_of(key_of("pattern", i), 1 << 20) for i in range(2)]
@@ -98,4 +117,5 @@ def hammer(_path, _seed):
 
 
 if __name__ == "__main__":
-    {"hold": hold, "storm": storm, "hammer": hammer}[sys.argv[2]](sys.argv[1], int(sys.argv[3]))
+    plans = {"hold": hold, "storm": storm, "hammer": hammer, "heir": heir}
+    plans[sys.argv[2]](sys.argv[1], int(sys.argv[3]))

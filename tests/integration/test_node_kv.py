@@ -241,10 +241,12 @@ def test_random_requests_do_no_harm(node):
     """Arguments of any bytes and lengths: every request gets an answer, and the node lives."""
     rng = random.Random(20260)
     names = ["HELLO", "LOOKUP", "GET", "PUT", "LEASE", "RENEW", "RELEASE", "LENGTH", "SIDE",
-             "DELETE", "PREFETCH", "PIN", "UNPIN", "CLEAR", "IDENTITY", "WHY", "WHYMISS", "STATS", "ATTACH"]
+             "DELETE", "PREFETCH", "PIN", "UNPIN", "CLEAR", "IDENTITY", "WHY", "WHYMISS", "VERIFY",
+             "STATS", "ATTACH"]
     key = key_of("held")
     seeds = [b"", b"0", b"1", b"-1", b"1000", b"ALL", b"PREFIX", b"IDENTITY", key, key * 3,
-             GOOD_PUT, get_item(key, 5000), checks(b"abc"), b"abc", b"\xff" * 88, b"9" * 30, b"x" * 20_000]
+             GOOD_PUT, get_item(key, 5000), checks(b"abc"), b"abc", b"\xff" * 88, b"9" * 30,
+             b"x" * 20_000]
     kv = connect(node)
     assert kv.put(key, value_of(key, 5000)) == [OK, 0]
     for _ in range(3000):
@@ -384,6 +386,7 @@ def test_from_disk(disk_node):
     kv = connect(node)
     assert kv.lookup(keys) == [6, 0]
     key, value, _ = links[3]
+    assert kv.get(get_item(key, len(value)), timeout=0) == [(TIMEOUT, "deadline", None)]
     read_ranges(kv, key, value, 10, seed=5)
     assert kv.call("CAIRN.SIDE", 4000, keys[5]) == [OK, b"beside"]
     items = [get_item(k, len(v)) for k, v, _ in links]

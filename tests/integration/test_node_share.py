@@ -235,7 +235,7 @@ def damage(node, kv, view):
 
 @pytest.mark.parametrize("way", ["range", "verify"])
 def test_damage_is_found_and_dropped(new_node, way):
-    """A flipped bit in RAM: no reader takes it for the value, and the disk's copy is found again."""
+    """A flipped bit in RAM: no reader takes it for the value; the disk's copy is found again."""
     node = new_node()
     node.start(f"--disk-path={node.place / 'node.cairn'}", "--disk=256MiB")
     kv = connect(node)
@@ -299,6 +299,30 @@ def test_a_dead_process_leaves_nothing(node, victim, close_first):
     p.kill()
     until(lambda: shared(node)["lease_pins"] == 0)
     assert shared(node)["processes"] == 0 and shared(node)["orphans"] == 0
+
+
+def test_a_child_does_not_inherit_the_leases(node, victim):
+    """The connection lives on in a child, but whose memory was counted on is gone."""
+    held_chain(connect(node))
+    p = victim(node, "heir")
+    assert p.stdout.readline() == "renewed -4\n"
+    answer = p.stdout.readline()
+    assert "is gone" in answer, answer
+    assert shared(node)["lease_pins"] == 0
+    p.stdin.write("done\n")
+    p.stdin.flush()
+
+
+def test_the_node_stops_under_its_readers(node, victim):
+    """The mapping outlives the daemon: a reader of a lease sees its bytes to the end."""
+    held_chain(connect(node))
+    p = victim(node, "hold")
+    other = connect(node)
+    other.attach(4 << 20)
+    begin = time.monotonic()
+    assert node.stop() == 0
+    assert time.monotonic() - begin < 8
+    assert ask(p, "check") == "good"
 
 
 def test_a_stopped_process_keeps_its_slots_and_blocks_nobody(node, victim):

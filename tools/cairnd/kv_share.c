@@ -82,9 +82,7 @@ static int peer_pidfd(const struct client *c)
     socklen_t len = sizeof pidfd;
     if (getsockopt(c->fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &len) == 0)
         return pidfd;
-    if (errno != ENOPROTOOPT)
-        return -1;
-    return c->pid > 0 ? (int)syscall(SYS_pidfd_open, c->pid, 0) : -1;
+    return errno == ENOPROTOOPT ? (int)syscall(SYS_pidfd_open, c->pid, 0) : -1;
 }
 
 static cairn_status process_new(struct kv *kv, int pid, int pidfd, struct kv_process **ret)
@@ -115,7 +113,8 @@ static cairn_status process_new(struct kv *kv, int pid, int pidfd, struct kv_pro
  * say that it ended, nobody else has its number. */
 static cairn_status process_join(struct kv *kv, struct client *c, struct kv_process **ret)
 {
-    int pidfd = peer_pidfd(c);
+    /* All processes that this one's namespace does not show have the number 0. */
+    int pidfd = c->pid > 0 ? peer_pidfd(c) : -1;
     if (pidfd < 0 || pidfd_ended(pidfd)) {
         if (pidfd >= 0)
             close(pidfd);
