@@ -169,7 +169,7 @@ static void taken_step(struct cairn_reply *p, struct taken *s, struct rng *rando
     uint32_t runs = 0;
     size_t left = s->len - s->at;
     while (runs < RUNS_MAX && left > 0) {
-        size_t n = runs + 1 < RUNS_MAX || rng_one_in(random, 2) ? rng_below(random, left + 1) : left;
+        size_t n = rng_one_in(random, 8) ? left : rng_below(random, left + 1);
         s->run[runs++] = (struct iovec){s->bytes + s->at, n};
         s->at += n;
         left -= n;
@@ -226,7 +226,7 @@ static bool replies_drain(struct transcript *t, struct cairn_reply *p, struct ta
 {
     for (;;) {
         enum cairn_reply_event e = cairn_reply_next(p);
-        require(p->cap <= 2 * (p->limits.small_max + 2ull * 65536), "a reply takes too much memory");
+        require(p->cap <= 2 * (p->limits.small_max + 2ull * 65536), "too much memory for replies");
         switch (e) {
         case CAIRN_REPLY_MORE: return true;
         case CAIRN_REPLY_ITEM: item_add(t, p, s, random); break;

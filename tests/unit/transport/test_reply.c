@@ -52,7 +52,8 @@ Test(reply, scalars)
     says("_\r\n#t\r\n#f\r\n,1.5\r\n,inf\r\n(12345678901234567890\r\n=7\r\ntxt:abc\r\n"
          "!5\r\nERR x\r\n",
          "0 null 0 last\n0 bool 1 last\n0 bool 0 last\n0 double 0 last[1.5]\n0 double 0 last[inf]\n"
-         "0 big 0 last[12345678901234567890]\n0 string 0 last[abc]\n0 failure 0 last[ERR\\20x]\nidle");
+         "0 big 0 last[12345678901234567890]\n0 string 0 last[abc]\n"
+         "0 failure 0 last[ERR\\20x]\nidle");
 }
 
 Test(reply, aggregates)
