@@ -510,7 +510,6 @@ void net_stop(struct node *n, uint64_t deadline_ns)
     }
     free(n->threads);
     n->threads = NULL;
-    n->thread_count = 0;
 }
 
 bool net_alive(struct node *n, uint64_t *seen)

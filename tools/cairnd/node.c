@@ -12,12 +12,18 @@
 #include "base/copy.h"
 #include "base/log.h"
 #include "connector/uri.h"
+#include "storage/format.h"
 #include "tools/cairnd/kv_share.h"
 
 #define STOP_NS (5 * CAIRN_NS_PER_S)
 /* For what is in memory only, after the last client is gone; the unit waits longer. */
 #define WRITE_NS (40 * CAIRN_NS_PER_S)
 #define LOG_NAME "cairn.log"
+/* Of the index. */
+#define ENTRY_BYTES 48u
+#define ENTRIES_MIN 4096u
+#define ENTRIES_MAX (1u << 30)
+#define CHUNK_BYTES 65536u
 /* Beside one a client: listeners, log, rings, workers, what the C library keeps open. */
 #define FILES_BESIDE 128u
 
@@ -36,6 +42,18 @@ static void log_path(const struct node_options *o, char *out, size_t cap)
     snprintf(out, cap, "%s%s", o->disk_path, folder ? "/" LOG_NAME : "");
 }
 
+/* Strings may be as small as a value can be, one block beside its header, so the index has room for
+ * that many as long as it costs no more than a sixteenth of the memory; and always for chunks. */
+static uint32_t entries_of(const struct node_options *o, uint64_t disk)
+{
+    uint64_t smallest = (o->ram + disk) / (2 * CAIRN_BLOCK), paid = o->ram / 16 / ENTRY_BYTES;
+    uint64_t chunks = o->ram / (2 * CAIRN_BLOCK) + disk / CHUNK_BYTES;
+    uint64_t n = smallest < paid ? smallest : paid;
+    n = n > chunks ? n : chunks;
+    n = o->entries ? o->entries : n < ENTRIES_MIN ? ENTRIES_MIN : n;
+    return n > ENTRIES_MAX ? ENTRIES_MAX : (uint32_t)n;
+}
+
 static cairn_status vault_open(struct node *n, char *err, size_t cap)
 {
     const struct node_options *o = &n->o;
@@ -50,6 +68,7 @@ static cairn_status vault_open(struct node *n, char *err, size_t cap)
     v->ram_bytes = o->ram;
     v->disk_bytes = path[0] ? o->disk : 0;
     v->path = path[0] ? path : NULL;
+    v->entries = entries_of(o, v->disk_bytes);
     v->write = (enum cairn_write_policy)o->write;
     v->verify = (enum cairn_verify)o->verify;
     v->policy = node_policy_names[o->policy];
@@ -134,9 +153,9 @@ void node_stop(struct node *n)
 {
     uint64_t deadline = cairn_now_ns() + STOP_NS;
     net_stop(n, deadline);
+    http_stop(n);
     work_stop(n, deadline);
     net_unlisten(n);
-    http_stop(n);
     kv_stop(n);
     vault_end(n);
     for (uint32_t i = 0; i < NODE_STRIPES; i++)

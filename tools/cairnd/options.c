@@ -43,6 +43,8 @@ const struct cairn_opt node_option_table[] = {
      .offset = AT(disk), .help = "bytes of the log; only with disk-path"},
     {.name = "disk-path", .type = CAIRN_OPT_STRING, .def = "", .max = CAP(disk_path),
      .offset = AT(disk_path), .help = "folder or file of the log, \"\" = memory only"},
+    {.name = "entries", .type = CAIRN_OPT_COUNT, .def = "0", .max = 1u << 30,
+     .offset = AT(entries), .help = "values the index holds, 47 bytes each, 0 = from ram and disk"},
     {.name = "write", .type = CAIRN_OPT_CHOICE, .def = "through", .choices = write_names,
      .offset = AT(write), .help = "when a KV chunk goes to disk; strings go when they leave RAM"},
     {.name = "verify", .type = CAIRN_OPT_CHOICE, .def = "first", .choices = verify_names,

@@ -14,6 +14,7 @@ struct node_options {
     uint64_t http_port;      /* --http-port: 0 = none                                            */
     uint64_t ram, disk;      /* --ram, --disk: budgets in bytes                                  */
     char disk_path[1024];    /* --disk-path: directory or log file                               */
+    uint64_t entries;        /* --entries: of the index, 0 = from ram and disk                   */
     uint32_t write;          /* --write: policy of KV chunks                                     */
     uint32_t verify;         /* --verify                                                         */
     uint32_t policy;         /* --policy                                                         */
