@@ -1,4 +1,4 @@
-/* Items of the CAIRN.* commands. What is taken has the bytes that came, and lies within its bounds. */
+/* Items of the CAIRN.* commands. What is taken has the bytes that came, and lies within bounds. */
 #include <stdlib.h>
 #include <string.h>
 
