@@ -3,15 +3,15 @@ so every byte that comes back is judged; the client verifies the checks of every
 
 import json
 import random
-import struct
 import time
 import urllib.request
 
 import pytest
 
-from kv_client import (BUSY, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, TIMEOUT,
-                       TOOBIG, WINDOW, ZERO, Kv, checks, get_item, key_of, put_item, value_of)
-from wire import Error
+from keys_reference import canonical
+from kv_client import (BUSY, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, TIMEOUT, TOOBIG,
+                       WINDOW, ZERO, Kv, checks, get_item, key_of, put_item, value_of)
+from wire import Error, request
 
 SIZES = [1, 7, 4096, 16384, 16385, 100_000, PIECE - 1, PIECE, PIECE + 1, 1_000_000, 4 << 20]
 
@@ -23,6 +23,13 @@ def connect(node, way="unix", **options) -> Kv:
 def state(node) -> dict:
     with urllib.request.urlopen(f"http://127.0.0.1:{node.http_port}/debug/state", timeout=10) as r:
         return json.load(r)
+
+
+def metrics(node) -> dict:
+    with urllib.request.urlopen(f"http://127.0.0.1:{node.http_port}/metrics", timeout=10) as r:
+        lines = [line.rsplit(" ", 1) for line in r.read().decode().splitlines()
+                 if line and not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
 
 
 def until(what, seconds=10.0):
@@ -488,26 +495,35 @@ def test_whymiss(lru_node):
     assert told[b"held"] is False and told[b"text"]
 
 
-def test_identity_and_why(node, cairnd):
-    """Canonical records come from the library that the engines use."""
-    import subprocess
-    cairn = cairnd.parent / "cairn"
+def test_identity_and_why(node):
     kv = connect(node)
 
-    def canonical(**fields):
-        spec = ",".join(f"{k}={v}" for k, v in fields.items())
-        out = subprocess.run([str(cairn), "keys", "--identity", spec, "--json", "1,2,3"],
-                             capture_output=True, text=True, check=True)
-        return bytes.fromhex(json.loads(out.stdout)["canonical"])
+    def fields(**more):
+        return canonical({"model": "m", "chunk_tokens": "16", **more})
 
-    try:
-        known = canonical(model="m", chunk_tokens=16, kv_dtype="bf16")
-    except (KeyError, subprocess.CalledProcessError):
-        pytest.skip("cairn keys --json does not print the canonical record")
-    assert kv.call("CAIRN.IDENTITY", known) == OK
-    told = json.loads(kv.call("CAIRN.WHY", canonical(model="m", chunk_tokens=16, kv_dtype="fp8")))
+    nothing = json.loads(kv.call("CAIRN.WHY", fields(kv_dtype="fp8")))
+    assert nothing["seen"] == 0 and nothing["nearest"] is None
+    assert kv.call("CAIRN.IDENTITY", fields(kv_dtype="bf16")) == OK
+    told = json.loads(kv.call("CAIRN.WHY", fields(kv_dtype="fp8")))
     assert told["seen"] == 1 and not told["known"]
     assert [d["field"] for d in told["differs"]] == ["kv_dtype"]
+    assert json.loads(kv.call("CAIRN.WHY", fields(kv_dtype="bf16")))["known"]
+
+
+def test_share_of_tokens(node):
+    """Counted by what a connection looks up, in chunks of the identity it named last."""
+    kv = connect(node)
+    links = chain("tokens", [100] * 10)
+    keys = [key for key, _, _ in links]
+    put_chain(kv, links[:4])
+    kv.lookup(keys)
+    told = metrics(node)
+    assert told['cairn_kv_tokens_asked_total{tenant="default"}'] == 0
+    assert kv.call("CAIRN.IDENTITY", canonical({"model": "m", "chunk_tokens": "256"})) == OK
+    kv.lookup(keys)
+    told = metrics(node)
+    assert told['cairn_kv_tokens_asked_total{tenant="default"}'] == 2560
+    assert told['cairn_kv_tokens_hit_total{tenant="default"}'] == 1024
 
 
 def test_stats(node):
@@ -531,7 +547,6 @@ def test_stats(node):
 def test_pipelined_requests_keep_their_order(disk_node):
     """Some of them go to a worker and some do not."""
     kv = connect(disk_node, "tcp")
-    from wire import request
     keys = [key_of("order", i) for i in range(40)]
     batch, expected = [], []
     for i, key in enumerate(keys):

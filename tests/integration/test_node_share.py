@@ -3,6 +3,7 @@ what is left of it when it dies."""
 
 import ctypes
 import fcntl
+import json
 import mmap
 import os
 import random
@@ -382,7 +383,6 @@ def test_processes_killed_at_any_moment(node, victim, full):
 
 
 def state_free(node):
-    import json
     return json.loads(connect(node).call("CAIRN.STATS"))["ram"]["free_bytes"]
 
 

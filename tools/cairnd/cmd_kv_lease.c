@@ -94,7 +94,7 @@ static enum call_flow no_lease(struct call *c)
 
 static uint64_t lease_end(const struct client_shared *s, const struct node *n, uint64_t ttl_ns)
 {
-    if (s->process)
+    if (s->attached)
         return KV_LEASE_ENDLESS;
     return cairn_deadline_ns(ttl_ns < n->o.lease_ttl_ns ? ttl_ns : n->o.lease_ttl_ns);
 }

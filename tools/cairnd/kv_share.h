@@ -79,7 +79,7 @@ struct client_shared *kv_shared(struct client *c);
 /* Who owns what this connection leases. */
 static inline struct kv_leases *kv_leases_of(struct client_shared *s)
 {
-    return s->process ? &s->process->leases : &s->leases;
+    return s->attached ? &s->process->leases : &s->leases;
 }
 /* There is a lease with an end of its own now. */
 void kv_watch_time(struct kv *kv);
