@@ -9,8 +9,11 @@ import stat
 import subprocess
 import threading
 import time
+import urllib.request
 
 import pytest
+
+from kv_client import Kv, key_of, value_of
 
 
 def listener(address: str) -> socket.socket:
@@ -116,6 +119,14 @@ def test_the_unit_allows_what_the_node_calls(root, cairnd, new_node):
     for i in range(100):
         r.set(f"k{i}", b"x" * 1000000)
     r.get("k0")
+    kv = Kv(path=node.socket)
+    kv.attach(1 << 20)
+    key = key_of("chunk")
+    kv.put(key, value_of(key, 100000))
+    kv.lease([key])
+    kv.unmap()
+    urllib.request.urlopen(f"http://127.0.0.1:{node.http_port}/metrics", timeout=20).read()
+    r.config_set("spin", "0")
     r.flushall()
     subprocess.run(["pkill", "-TERM", "-P", str(node.process.pid)], check=True)
     assert node.process.wait(60) == 0
