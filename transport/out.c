@@ -197,6 +197,7 @@ void cairn_out_error(struct cairn_out *o, const char *fmt, ...)
     for (char *c = text; *c; c++)
         if (*c == '\r' || *c == '\n')
             *c = ' ';
+    o->errors++;
     cairn_out_raw(o, "-", 1);
     cairn_out_raw(o, text, strlen(text));
     cairn_out_raw(o, "\r\n", 2);

@@ -17,6 +17,7 @@ struct cairn_out {
     struct cairn_out_part *head, *tail;
     uint64_t queued;       /* bytes that wait                                                   */
     uint64_t sent;         /* bytes sent since open                                             */
+    uint32_t errors;       /* error replies written here since open; may wrap                   */
     size_t memory;         /* bytes of blocks held                                              */
     uint8_t proto;         /* 2 or 3                                                            */
     bool failed;           /* no memory for a reply: what is in here is not complete, close     */

@@ -177,6 +177,22 @@ def test_a_hit_from_disk_is_counted_as_one(disk_node):
     assert moved(before, after, "cairn_latency_seconds_count", tier="disk", op="load") == 1
 
 
+def test_commands_are_counted_by_name_and_result(disk_node):
+    """Also those that a worker answered, and errors wherever they were found."""
+    with disk_node.connect() as s:
+        for line in ("ECHO a", "echo b", "ECHO", "NOSUCH", "CAIRN.LENGTH x", "CAIRN.FLUSH 100",
+                     "CAIRN.FLUSH x", "GET a", "SET a 1 NONSENSE"):
+            s.sendall(line.encode() + b"\r\n")
+            assert s.recv(4096)
+    m = Metrics(disk_node)
+    for command, ok, error in (("echo", 2, 1), ("(unknown)", 0, 1), ("cairn.length", 0, 1),
+                               ("cairn.flush", 1, 1), ("get", 1, 0), ("set", 0, 1)):
+        for result, count in (("ok", ok), ("error", error)):
+            at = ("cairn_command_calls_total", (("command", command), ("result", result)))
+            assert m.get(at, 0) == count, (command, result)
+    assert m.of("cairn_command_errors_total") == 5
+
+
 def test_strings_are_counted_apart(node):
     before = Metrics(node)
     r = node.redis()

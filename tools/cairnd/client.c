@@ -14,6 +14,7 @@
 /* One client's share of a turn; then the others have theirs. */
 #define TURN_COMMANDS 256u
 #define TURN_BYTES (8u << 20)
+#define TURN_NS (2 * CAIRN_NS_PER_MS)
 /* Full arenas free themselves within a write or two; beyond this the argument goes elsewhere. */
 #define ROOM_WAIT_NS (20 * CAIRN_NS_PER_MS)
 #define ROOM_AGAIN_NS CAIRN_NS_PER_MS
@@ -21,6 +22,8 @@
 #define INPUT_USUAL (256u * 1024u)
 /* A long argument may take this long on top of the stall timeout: 1 MiB/s. */
 #define REQUEST_NS_A_BYTE 954u
+/* Who takes less a second of what waits for him is not waited for. */
+#define OUTPUT_BYTES_A_SECOND 65536u
 
 #define OOM "OOM command not allowed when used memory > 'maxmemory'."
 
@@ -73,6 +76,24 @@ static bool input_too_large(const struct connection *k)
     return held > node_live(&n->o.client_memory) ||
            atomic_load_explicit(&n->clients_memory, memory_order_relaxed) >
                node_live(&n->o.clients_memory);
+}
+
+/* Requests that are not whole yet may hold a quarter of the arena: with what leases and replies pin
+ * that leaves enough for everybody's puts, however slowly the bytes come. */
+static bool receiving_enter(struct connection *k)
+{
+    struct node *n = k->c.node;
+    uint64_t len = k->c.in.bulk_len;
+    uint64_t others = atomic_fetch_add_explicit(&n->receiving, len, memory_order_relaxed);
+    k->receiving = len;
+    return others == 0 || others + len <= n->o.ram / 4;
+}
+
+static void receiving_leave(struct connection *k)
+{
+    if (k->receiving)
+        atomic_fetch_sub_explicit(&k->c.node->receiving, k->receiving, memory_order_relaxed);
+    k->receiving = 0;
 }
 
 static void blocks_free(struct connection *k)
@@ -232,6 +253,7 @@ static void request_end(struct connection *k)
     if (k->c.room.value)
         cairn_vault_room_drop(k->c.node->vault, &k->c.room);
     k->c.room.value = NULL;
+    receiving_leave(k);
     if (k->blocks)
         blocks_free(k);
     k->refused = false;
@@ -240,10 +262,17 @@ static void request_end(struct connection *k)
     cairn_resp_done(&k->c.in);
 }
 
-static void call_measure(struct connection *k, uint64_t since)
+/* It is answered, on whichever thread. */
+static void call_measure(struct connection *k, uint64_t since_ns, uint64_t now_ns)
 {
-    k->clock_ns = cairn_now_ns();
-    cairn_hist_add(&k->c.node->stats.command_ns, k->clock_ns - since);
+    struct node_stats *s = &k->c.node->stats;
+    uint32_t number = command_number(k->call.command);
+    cairn_hist_add(&s->command_ns, now_ns - since_ns);
+    count(&s->command[number].calls, 1);
+    if (k->call.out->errors == k->errors_before)
+        return;
+    count(&s->command[number].errors, 1);
+    count(&s->errors, 1);
 }
 
 static void on_worker(void *arg)
@@ -251,7 +280,7 @@ static void on_worker(void *arg)
     struct connection *k = arg;
     if (k->call.command->run(&k->call) == CALL_WAITS)
         call_error(&k->call, "ERR the command could not be finished");
-    cairn_hist_add(&k->c.node->stats.command_ns, cairn_now_ns() - k->call_since_ns);
+    call_measure(k, k->call_since_ns, cairn_now_ns());
     net_call_ended(k);
 }
 
@@ -260,6 +289,7 @@ static void call_submit(struct connection *k)
     struct node *n = k->c.node;
     k->call_out.proto = k->c.out.proto;
     k->call.out = &k->call_out;
+    k->errors_before = k->call_out.errors;
     k->call.may_wait = true;
     k->call_since_ns = cairn_now_ns();
     k->call.deadline_ns = k->call_since_ns + node_live(&n->o.io_timeout_ns);
@@ -271,7 +301,9 @@ static void call_submit(struct connection *k)
         return;
     k->on_worker = false;
     k->call.out = &k->c.out;
+    k->errors_before = k->c.out.errors;
     call_error(&k->call, "BUSY too many commands wait for the disk; try again");
+    call_measure(k, k->call_since_ns, cairn_now_ns());
     request_end(k);
 }
 
@@ -314,6 +346,7 @@ static void execute(struct connection *k)
     if (c->in.args[0].data)
         command = command_find(c->in.args[0].data, c->in.args[0].len);
     k->call.command = command;
+    k->errors_before = c->out.errors;
     atomic_store_explicit(&c->command, command, memory_order_relaxed);
     atomic_store_explicit(&c->active_ns, since, memory_order_relaxed);
     count(&n->stats.commands, 1);
@@ -322,7 +355,8 @@ static void execute(struct connection *k)
         return;
     }
     request_end(k);
-    call_measure(k, since);
+    k->clock_ns = cairn_now_ns();
+    call_measure(k, since, k->clock_ns);
 }
 
 /* --- long arguments --- */
@@ -338,9 +372,13 @@ static cairn_status room_take(struct connection *k)
     if (!command || !(command->flags & COMMAND_PAYLOAD) || c->in.argc != command->payload)
         return CAIRN_UNSUPPORTED;
     size_t side_len = command->side && args[command->side].data ? args[command->side].len : 0;
-    cairn_status st = cairn_vault_room(c->node->vault, c->in.bulk_len, side_len, &c->room);
-    if (st)
+    cairn_status st = CAIRN_UNSUPPORTED;
+    if (receiving_enter(k))
+        st = cairn_vault_room(c->node->vault, c->in.bulk_len, side_len, &c->room);
+    if (st) {
         c->room.value = NULL;
+        receiving_leave(k);
+    }
     return st;
 }
 
@@ -437,6 +475,7 @@ static void parse(struct connection *k, bool readable)
 {
     size_t bytes = TURN_BYTES;
     uint32_t commands = 0;
+    uint64_t until = 0;
     bool drained = !readable;
     while (may_parse(k)) {
         switch (cairn_resp_next(&k->c.in)) {
@@ -452,15 +491,24 @@ static void parse(struct connection *k, bool readable)
             protocol_error(k);
             return;
         case CAIRN_RESP_REQUEST:
-            if (commands++ == TURN_COMMANDS) {
+            if (commands++ == TURN_COMMANDS || (until && k->clock_ns > until)) {
                 net_make_ready(k);
                 return;
             }
             execute(k);
+            until = until ? until : k->clock_ns + TURN_NS;
             break;
         }
     }
     k->paused = k->c.out.queued > 0;
+}
+
+/* Bytes that a client takes within the stall timeout, unless its queue ends before: replies hold
+ * memory in the arena until they are sent. */
+static uint64_t output_least(const struct connection *k)
+{
+    uint64_t least = node_live(&k->c.node->o.stall_ns) / 1000 * OUTPUT_BYTES_A_SECOND / 1000000;
+    return least ? least : 1;
 }
 
 static void transmit(struct connection *k)
@@ -478,8 +526,10 @@ static void transmit(struct connection *k)
     count(&k->c.node->stats.bytes_out, out->sent - before);
     if (!out->queued)
         k->output_since_ns = 0;
-    else if (out->sent != before || !k->output_since_ns)
+    else if (!k->output_since_ns || out->sent - k->output_sent >= output_least(k)) {
         k->output_since_ns = k->c.thread->now_ns;
+        k->output_sent = out->sent;
+    }
     if (!out->queued && k->paused && !k->on_worker && !k->room_wait)
         net_make_ready(k);
 }

@@ -20,7 +20,10 @@ static const struct command *const families[] = {
     commands_kv,
 };
 
+#define FAMILIES (sizeof families / sizeof *families)
+
 static const struct command *table[SLOTS];
+static uint32_t family_end[FAMILIES]; /* number of its last command and one */
 static pthread_once_t table_once = PTHREAD_ONCE_INIT;
 
 /* Of the name in upper case. */
@@ -44,11 +47,30 @@ static void table_enter(void *arg, const struct command *c)
 static void table_fill(void)
 {
     command_each(table_enter, NULL);
+    uint32_t number = 1;
+    for (size_t i = 0; i < FAMILIES; i++) {
+        for (const struct command *c = families[i]; c->name; c++)
+            number++;
+        family_end[i] = number;
+    }
+}
+
+uint32_t command_number(const struct command *c)
+{
+    uint32_t first = 1;
+    pthread_once(&table_once, table_fill);
+    for (size_t i = 0; c && i < FAMILIES; first = family_end[i++]) {
+        uintptr_t at = (uintptr_t)c, from = (uintptr_t)families[i];
+        uintptr_t number = first + (at - from) / sizeof *c;
+        if (at >= from && number < family_end[i])
+            return number < NODE_COMMANDS_MAX ? (uint32_t)number : 0;
+    }
+    return 0;
 }
 
 void command_each(void (*fn)(void *arg, const struct command *c), void *arg)
 {
-    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+    for (size_t i = 0; i < FAMILIES; i++)
         for (const struct command *c = families[i]; c->name; c++)
             fn(arg, c);
 }
@@ -111,7 +133,6 @@ void call_return_room(struct call *c, const struct cairn_room *room)
 
 enum call_flow call_error(struct call *c, const char *text)
 {
-    atomic_fetch_add_explicit(&c->node->stats.errors, 1, memory_order_relaxed);
     cairn_out_error(c->out, "%s", text);
     return CALL_DONE;
 }

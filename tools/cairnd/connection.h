@@ -64,13 +64,15 @@ struct connection {
 
     struct block *blocks;
     bool refused;                /* an argument of this request got no memory                   */
+    uint64_t receiving;          /* of node->receiving                                          */
     bool room_wait;              /* the parser waits for memory of an argument                  */
     uint64_t room_since_ns;
 
     bool paused;                 /* was not read because too much output waited                 */
     uint64_t request_since_ns;   /* first byte of a request that is not whole yet, else 0       */
     uint64_t request_len;        /* bytes its long arguments announced                          */
-    uint64_t output_since_ns;    /* nothing was taken of what is queued since then, else 0      */
+    uint64_t output_since_ns;    /* too little was taken of what is queued since then, else 0   */
+    uint64_t output_sent;        /* bytes sent by then                                          */
     bool greeted;                /* one whole request came                                      */
 
     bool on_worker;
@@ -78,6 +80,7 @@ struct connection {
     uint64_t call_since_ns;
     struct call call;
     struct cairn_out call_out;
+    uint32_t errors_before;      /* in its output, when the call began                          */
 
     uint64_t clock_ns;           /* end of the command before in this turn, else 0              */
     uint64_t own;                /* of c.memory: input and output, as last counted              */

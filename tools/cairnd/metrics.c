@@ -1,5 +1,6 @@
 /* /metrics: what the node counts, as Prometheus reads it. A row a figure; README.md of tools lists
  * the families. */
+#include <ctype.h>
 #include <dirent.h>
 #include <stdio.h>
 #include <string.h>
@@ -70,9 +71,42 @@ static void add_work(struct text *t, const struct cairn_vault_figures *f)
             f->lost_writes);
 }
 
+struct command_list {
+    struct metric m;
+    const struct node_stats *stats;
+};
+
+/* Those that were never called would be most of the text. */
+static void add_command(void *arg, const struct command *c)
+{
+    const struct command_list *l = arg;
+    uint32_t number = command_number(c);
+    /* In this order there are never more errors than calls. */
+    uint64_t errors = get(&l->stats->command[number].errors);
+    uint64_t calls = get(&l->stats->command[number].calls);
+    char name[32];
+    snprintf(name, sizeof name, "%s", c ? c->name : "(unknown)");
+    for (char *p = name; *p; p++)
+        *p = (char)tolower((unsigned char)*p);
+    if (calls > errors)
+        metric_count(&l->m, LABELS({"command", name}, {"result", "ok"}), calls - errors);
+    if (errors)
+        metric_count(&l->m, LABELS({"command", name}, {"result", "error"}), errors);
+}
+
+static void add_commands(struct text *t, const struct node_stats *s)
+{
+    struct command_list l = {.stats = s};
+    l.m = metric_begin(t, "cairn_command_calls_total", METRIC_COUNTER,
+                       "commands answered, by name and result");
+    command_each(add_command, &l);
+    add_command(&l, NULL);
+}
+
 static void add_requests(struct text *t, const struct node *n)
 {
     const struct node_stats *s = &n->stats;
+    add_commands(t, s);
     counter(t, "cairn_commands_total", "commands run", get(&s->commands));
     counter(t, "cairn_command_errors_total", "commands answered with an error", get(&s->errors));
     counter(t, "cairn_commands_deferred_total", "commands that a worker ran, as they could wait",

@@ -103,6 +103,8 @@ extern const struct command commands_kv[];         /* cmd_kv*.c: CAIRN.*        
 const struct command *command_find(const char *name, size_t len);
 /* Calls fn for every command of every family. */
 void command_each(void (*fn)(void *arg, const struct command *c), void *arg);
+/* Its place in node_stats.command; 0 for NULL, a command that there is not. */
+uint32_t command_number(const struct command *c);
 /* Is args[i] this word, any case? */
 bool call_is(const struct call *c, uint32_t i, const char *word);
 /* A whole decimal number; false (no reply written) if it is none. */
@@ -119,6 +121,8 @@ void call_return_room(struct call *c, const struct cairn_room *room);
 
 /* --- statistics: counters that INFO, /metrics and /debug/state print --- */
 
+#define NODE_COMMANDS_MAX 256u
+
 struct node_stats {
     _Atomic uint64_t connections, connections_refused, connections_killed;
     /* Closed by the node: nothing said for too long, no first command in time, a request not
@@ -133,6 +137,9 @@ struct node_stats {
     _Atomic uint64_t leases_taken, leases_released, leases_lost; /* lost: with their client */
     _Atomic uint64_t window_rejects;  /* bytes of a window that did not have the checks claimed */
     struct cairn_hist command_ns;     /* on the network thread or worker, without the sending   */
+    struct {
+        _Atomic uint64_t calls, errors; /* answered; with an error                              */
+    } command[NODE_COMMANDS_MAX];
 };
 
 /* --- the node --- */
@@ -160,6 +167,7 @@ struct node {
     uint32_t client_count;
     uint64_t client_last_id;
     _Atomic uint64_t clients_memory;  /* sum of client.memory */
+    _Atomic uint64_t receiving;       /* bytes of the arena that requests are received into */
 
     pthread_mutex_t stripe[NODE_STRIPES]; /* strings.c: held while a string is changed */
 };

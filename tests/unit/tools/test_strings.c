@@ -144,7 +144,7 @@ Test(strings, have_keys_of_up_to_1024_bytes)
     cr_assert_eq(find(&w), CAIRN_OK);
     w.args[1].len = 1025;
     cr_assert_not(string_key(&w.call, 1, &w.key));
-    cr_assert_eq(atomic_load(&node.stats.errors), 1);
+    cr_assert_eq(client.out.errors, 1);
 }
 
 Test(strings, wait_for_a_stripe_only_where_they_may)
