@@ -285,7 +285,7 @@ static enum cairn_resp_event no_dollar(struct cairn_resp *p, char got)
 {
     char why[64];
     snprintf(why, sizeof(why), "Protocol error: expected '$', got '%c'",
-             got == '\r' || got == '\n' ? ' ' : got);
+             got == '\r' || got == '\n' || got == '\0' ? ' ' : got);
     return broken(p, why);
 }
 

@@ -1,21 +1,13 @@
 #include "transport/sock.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/clock.h"
-
-#ifndef SYS_pidfd_open
-#define SYS_pidfd_open 434
-#endif
 
 cairn_status cairn_sock_wait(int fd, short events, uint64_t deadline_ns, short *ret_events)
 {
@@ -67,22 +59,6 @@ cairn_status cairn_sock_send_all(int fd, struct iovec *iov, uint32_t count, uint
         if (errno != EAGAIN && errno != EWOULDBLOCK)
             return CAIRN_IO;
         cairn_status status = cairn_sock_wait(fd, POLLOUT, deadline_ns, NULL);
-        if (status != CAIRN_OK)
-            return status;
-    }
-    return CAIRN_OK;
-}
-
-cairn_status cairn_sock_recv_all(int fd, void *data, size_t len, uint64_t deadline_ns)
-{
-    struct iovec iov = {data, len};
-    while (iov.iov_len > 0) {
-        size_t n;
-        cairn_status status = cairn_sock_recv(fd, &iov, 1, &n);
-        if (status == CAIRN_OK)
-            iov = (struct iovec){(char *)iov.iov_base + n, iov.iov_len - n};
-        else if (status == CAIRN_INPROGRESS)
-            status = cairn_sock_wait(fd, POLLIN, deadline_ns, NULL);
         if (status != CAIRN_OK)
             return status;
     }
@@ -177,34 +153,4 @@ const char *cairn_sock_peer_name(int fd, char *out, size_t cap)
     else
         snprintf(out, cap, "%s", cairn_addr_print(&a, text, sizeof(text)) + sizeof(scheme) - 1);
     return out;
-}
-
-cairn_status cairn_sock_pidfd(pid_t pid, int *ret_fd)
-{
-    long fd = syscall(SYS_pidfd_open, pid, 0);
-    if (fd < 0)
-        return errno == ESRCH ? CAIRN_NOTFOUND : cairn_status_from_errno(errno);
-    *ret_fd = (int)fd;
-    return CAIRN_OK;
-}
-
-cairn_status cairn_sock_memory(const char *name, size_t len, int *ret_fd)
-{
-    struct rlimit limit;
-    if (len == 0 || len > INT64_MAX)
-        return CAIRN_INVAL;
-    /* Beyond it ftruncate raises a signal that ends the process. */
-    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && len > limit.rlim_cur)
-        return CAIRN_NOMEM;
-    int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (fd < 0)
-        return cairn_status_from_errno(errno);
-    if (ftruncate(fd, (off_t)len) != 0 ||
-        fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
-        cairn_status status = cairn_status_from_errno(errno);
-        close(fd);
-        return status;
-    }
-    *ret_fd = fd;
-    return CAIRN_OK;
 }

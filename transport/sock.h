@@ -1,5 +1,5 @@
-/* Sockets of one machine: listening, dialling, moving bytes with a deadline, credentials and
- * descriptors of a peer. Every socket made here is non-blocking and close-on-exec; deadlines are
+/* Sockets of one machine: listening, dialling, moving bytes with a deadline, the peer's process and
+ * the descriptors it sends. Every socket made here is non-blocking and close-on-exec; deadlines are
  * those of base/clock.h. TIMEOUT = the deadline passed; IO = the connection is gone. */
 #ifndef CAIRN_TRANSPORT_SOCK_H
 #define CAIRN_TRANSPORT_SOCK_H
@@ -37,7 +37,6 @@ cairn_status cairn_sock_dial(const struct cairn_addr *addr, uint64_t deadline_ns
 cairn_status cairn_sock_wait(int fd, short events, uint64_t deadline_ns, short *ret_events);
 /* All bytes of the list; it is used up. */
 cairn_status cairn_sock_send_all(int fd, struct iovec *iov, uint32_t count, uint64_t deadline_ns);
-cairn_status cairn_sock_recv_all(int fd, void *data, size_t len, uint64_t deadline_ns);
 
 /* What has come, without waiting: *ret_len bytes, at least 1. INPROGRESS = nothing; IO = end. */
 cairn_status cairn_sock_recv(int fd, struct iovec *iov, uint32_t count, size_t *ret_len);
@@ -58,11 +57,4 @@ bool cairn_sock_alive(int fd);
 cairn_status cairn_sock_peer(int fd, pid_t *ret_pid, uid_t *ret_uid);
 /* "127.0.0.1:40312" as Redis lists clients; "?" if it is gone, or not over TCP. Returns out. */
 const char *cairn_sock_peer_name(int fd, char *out, size_t cap);
-/* Becomes readable when the process ends; names that process for good, as a pid does not. */
-cairn_status cairn_sock_pidfd(pid_t pid, int *ret_fd);
-
-/* Memory of `len` bytes to share with a peer, its size sealed, so that a mapping of it never
- * faults. Not mapped here. */
-cairn_status cairn_sock_memory(const char *name, size_t len, int *ret_fd);
-
 #endif

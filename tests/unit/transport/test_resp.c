@@ -85,6 +85,8 @@ Test(resp, inline_quotes)
     says(&usual, "'a\\'b\\n'\n", "R1[a'b\\5cn]\nM0");
     says(&usual, "foo\"bar\" x\n", "R2[foobar][x]\nM0");
     says(&usual, "a\\nb\n", "R1[a\\5cnb]\nM0");
+    says(&usual, "\v\fa\vb 'c'\v\n", "R2[a\\0bb][c]\nM0");
+    says(&usual, "a 'b' \r\r\nc\rd\n", "R2[a][b]\nR2[c][d]\nM0");
 }
 
 Test(resp, error_texts_of_redis)
@@ -98,6 +100,7 @@ Test(resp, error_texts_of_redis)
         {"*01\r\n", "invalid multibulk length"},
         {"*-0\r\n", "invalid multibulk length"},
         {"* 1\r\n", "invalid multibulk length"},
+        {"*\n1\r\n", "invalid multibulk length"},
         {"*2147483648\r\n", "invalid multibulk length"},
         {"*99999999999999999999\r\n", "invalid multibulk length"},
         {"*1\r\n$x\r\n", "invalid bulk length"},
