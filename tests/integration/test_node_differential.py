@@ -155,8 +155,11 @@ class Generator:
         self.settle = True
         options = [self.word(self.rng.choice([b"NX", b"XX", b"GT", b"LT", b"QQ"]))
                    for _ in range(self.rng.choice([0, 0, 1, 1, 2]))]
-        if options and len(when) > 13:  # beyond 2554 two ends are the same one here
-            when = b"100"
+        if options and self.rng.random() < 0.9:
+            # Ends that are compared: no two close to each other, none beyond 2554.
+            when = b"%d" % ((self.rng.randint(200, 10 ** 7) + (FAR if at else 0)) * unit)
+        elif options:
+            when = self.rng.choice([b"x", b"-1", b"9223372036854775808"])
         return [name, self.key(), when] + options
 
     def ttl(self):
@@ -203,9 +206,9 @@ class Generator:
 
     WEIGHTS = [("get", 14), ("set", 14), ("set_plain", 8), ("setnx", 3), ("setex", 3),
                ("getset", 3), ("getdel", 3), ("getex", 5), ("getrange", 6), ("one_key", 6),
-               ("many_keys", 6), ("delete", 3), ("mset", 4), ("expire", 8), ("ttl", 8), ("dbsize", 2),
-               ("keys_command", 2), ("scan", 2), ("random_key", 1), ("about", 3), ("flush", 0.4),
-               ("simple", 2)]
+               ("many_keys", 6), ("delete", 3), ("mset", 4), ("expire", 8), ("ttl", 8),
+               ("dbsize", 2), ("keys_command", 2), ("scan", 2), ("random_key", 1), ("about", 3),
+               ("flush", 0.4), ("simple", 2)]
 
     def command(self):
         names, weights = zip(*self.WEIGHTS)

@@ -273,6 +273,21 @@ def test_commands_on_values_that_are_on_disk(node_with):
         assert wire.call("GET", names[1]) in (b"new" * 9000, None)
 
 
+def test_one_reply_may_be_larger_than_the_ram(node_with):
+    node = node_with(ram="16MiB", disk="2GiB")
+    values = {b"part:%d" % i: value_of(b"part:%d" % i, 1, 700000 - i) for i in range(50)}
+    with Wire(node.port) as wire:
+        for i, (key, value) in enumerate(values.items()):
+            assert wire.call("SET", key, value) == "OK"
+            if i % 8 == 7:
+                assert wire.call("CAIRN.FLUSH", 30000) == 0
+        assert wire.call("CAIRN.FLUSH", 30000) == 0
+        keys = list(values) + [b"nobody"]
+        assert wire.call("MGET", *keys) == list(values.values()) + [None]
+        wire.send(b"".join(request("GET", key) for key in keys))
+        assert [wire.value() for _ in keys] == list(values.values()) + [None]
+
+
 # --- many at once ---
 
 def at_once(node, count, work):

@@ -59,11 +59,10 @@ static enum call_flow del(struct call *c)
     /* Run again after the first of several were deleted, it would count too few. */
     if (c->argc > 2 && !c->may_wait)
         return CALL_WAITS;
-    struct string_key k;
-    for (uint32_t i = 1; i < c->argc; i++)
-        if (!string_key(c, i, &k))
-            return CALL_DONE;
+    if (!string_keys_fit(c, 1))
+        return CALL_DONE;
     for (uint32_t i = 1; i < c->argc; i++) {
+        struct string_key k;
         string_key(c, i, &k);
         cairn_status st = string_lock(c, &k);
         if (!st) {

@@ -6,6 +6,8 @@
 #include "base/mem.h"
 
 #define MANY_ON_STACK 64u
+/* Bytes of the arena that one reply holds, and that are read for it at once. */
+#define HELD_MAX(c) ((c)->node->o.ram / 8)
 
 /* --- MGET --- */
 
@@ -15,31 +17,29 @@ struct many_get {
     uint32_t count;
 };
 
-static void many_drop(struct call *c, struct many_get *m, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++)
-        if (m->found[i].data)
-            string_drop(c, &m->found[i]);
-}
-
 /* Pins all that are held, so that nothing is written before it is known that nothing waits. */
-static enum call_flow many_find(struct call *c, struct many_get *m)
+static cairn_status many_find(struct call *c, struct many_get *m)
 {
     for (uint32_t i = 0; i < m->count; i++) {
         struct string_key k;
-        if (!string_key(c, 1 + i, &k)) {
-            many_drop(c, m, i);
-            return CALL_DONE;
-        }
+        string_key(c, 1 + i, &k);
+        m->found[i].data = NULL;
         cairn_status st = string_find(c, &k, STRING_BYTES | STRING_COUNT, &m->found[i]);
-        if (st == CAIRN_INPROGRESS) {
-            many_drop(c, m, i);
-            return CALL_WAITS;
-        }
-        if (st)
-            m->found[i].data = NULL;
+        if (st != CAIRN_INPROGRESS)
+            continue;
+        while (i-- > 0)
+            if (m->found[i].data)
+                string_drop(c, &m->found[i]);
+        return st;
     }
+    return CAIRN_OK;
+}
+
+static enum call_flow many_now(struct call *c, struct many_get *m)
+{
     uint32_t back = 0;
+    if (many_find(c, m))
+        return CALL_WAITS;
     cairn_out_array(c->out, m->count);
     for (uint32_t i = 0; i < m->count; i++) {
         struct string *s = &m->found[i];
@@ -52,21 +52,97 @@ static enum call_flow many_find(struct call *c, struct many_get *m)
     return CALL_DONE;
 }
 
-enum call_flow cmd_mget(struct call *c)
+static enum call_flow many_get_now(struct call *c)
 {
     struct string found[MANY_ON_STACK];
     struct cairn_pin back[MANY_ON_STACK];
     struct many_get m = {.found = found, .back = back, .count = c->argc - 1};
     if (m.count <= MANY_ON_STACK)
-        return many_find(c, &m);
+        return many_now(c, &m);
     void *memory = cairn_calloc(m.count, sizeof *found + sizeof *back);
     if (!memory)
         return call_error(c, "ERR no memory for that many keys");
     m.found = memory;
     m.back = (struct cairn_pin *)(m.found + m.count);
-    enum call_flow flow = many_find(c, &m);
+    enum call_flow flow = many_now(c, &m);
     free(memory);
     return flow;
+}
+
+/* Values that are read from the disk side by side. */
+struct many_window {
+    struct cairn_key names[MANY_ON_STACK];
+    struct cairn_pin pins[MANY_ON_STACK];
+    uint32_t count, held;
+};
+
+/* Names arguments from `first` on, as many as take part of the RAM. Returns where it ends. */
+static uint32_t window_open(struct call *c, struct many_window *w, uint32_t first)
+{
+    uint64_t len = 0;
+    uint32_t i = first;
+    w->count = w->held = 0;
+    for (; i < c->argc && w->count < MANY_ON_STACK && len <= HELD_MAX(c); i++) {
+        struct string_key k;
+        string_key(c, i, &k);
+        w->names[w->count++] = k.name;
+        len += cairn_vault_value_len(c->node->vault, &k.name);
+    }
+    return i;
+}
+
+/* A call of the vault ends at the first that is missing: go on behind it. */
+static void window_load(struct call *c, struct many_window *w)
+{
+    for (uint32_t i = 0; i < w->count;) {
+        size_t got = cairn_vault_pin(c->node->vault, w->names + i, w->count - i, c->deadline_ns,
+                                     w->pins + w->held);
+        w->held += (uint32_t)got;
+        i += (uint32_t)got + 1;
+    }
+}
+
+/* Where it may wait each value is replied as it is found. What the reply holds of the arena is
+ * bounded: a reply may be larger than the RAM. */
+static void many_reply_one(struct call *c, uint32_t i, uint64_t *held)
+{
+    struct string_key k;
+    struct string s;
+    string_key(c, i, &k);
+    if (string_find(c, &k, STRING_BYTES | STRING_COUNT, &s)) {
+        cairn_out_null(c->out);
+    } else if (s.len > STRING_COPY_MAX && *held + s.len <= HELD_MAX(c)) {
+        *held += s.len;
+        string_reply(c, &s, 0, s.len);
+    } else {
+        if (c->out->memory + s.len <= node_live(&c->node->o.client_memory) / 2)
+            cairn_out_bulk(c->out, s.data, s.len);
+        else
+            cairn_out_null(c->out);
+        string_drop(c, &s);
+    }
+}
+
+static enum call_flow many_get_waiting(struct call *c)
+{
+    struct many_window w;
+    uint64_t held = 0;
+    cairn_out_array(c->out, c->argc - 1);
+    for (uint32_t first = 1, end; first < c->argc; first = end) {
+        end = window_open(c, &w, first);
+        window_load(c, &w);
+        for (uint32_t i = first; i < end; i++)
+            many_reply_one(c, i, &held);
+        cairn_vault_unpin(c->node->vault, w.pins, w.held);
+    }
+    return CALL_DONE;
+}
+
+enum call_flow cmd_mget(struct call *c)
+{
+    if (!string_keys_fit(c, 1))
+        return CALL_DONE;
+    return c->may_wait ? many_get_waiting(c) : many_get_now(c);
 }
 
 /* --- MSET, MSETNX --- */
@@ -167,8 +243,7 @@ static enum call_flow many_locked(struct call *c, struct many_set *m,
                                   cairn_status (*run)(struct call *, struct many_set *))
 {
     for (uint32_t i = 0; i < m->count; i++) {
-        if (!string_key(c, 1 + 2 * i, &m->keys[i]))
-            return CALL_DONE;
+        string_key(c, 1 + 2 * i, &m->keys[i]);
         string_stripes_add(&m->stripes, &m->keys[i]);
     }
     cairn_status st = string_stripes_lock(c, &m->stripes);
@@ -186,6 +261,8 @@ static enum call_flow many(struct call *c,
     struct many_set m = {.keys = stack.keys, .values = stack.values, .count = (c->argc - 1) / 2};
     if (c->argc % 2 == 0)
         return call_arity(c);
+    if (!string_keys_fit(c, 2))
+        return CALL_DONE;
     if (m.count <= MANY_ON_STACK)
         return many_locked(c, &m, run);
     void *memory = cairn_calloc(m.count, sizeof *m.keys + sizeof *m.values);

@@ -28,13 +28,27 @@ static void name_of(struct string_key *k)
     SHA256_Final(k->name.bytes, &sha);
 }
 
+static bool key_fits(struct call *c, uint32_t i)
+{
+    if (c->args[i].len <= CAIRN_NAME_MAX && c->args[i].data)
+        return true;
+    call_error(c, "ERR key is too long: keys have at most 1024 bytes here");
+    return false;
+}
+
+bool string_keys_fit(struct call *c, uint32_t step)
+{
+    for (uint32_t i = 1; i < c->argc; i += step)
+        if (!key_fits(c, i))
+            return false;
+    return true;
+}
+
 bool string_key(struct call *c, uint32_t i, struct string_key *ret)
 {
     const struct cairn_resp_arg *a = &c->args[i];
-    if (a->len > CAIRN_NAME_MAX || !a->data) {
-        call_error(c, "ERR key is too long: keys have at most 1024 bytes here");
+    if (!key_fits(c, i))
         return false;
-    }
     *ret = (struct string_key){.data = a->data, .len = (uint32_t)a->len,
                                .tenant = c->client->tenant};
     name_of(ret);
@@ -134,11 +148,12 @@ static cairn_status pin_waiting(struct call *c, const struct string_key *k,
     return CAIRN_MISS;
 }
 
-static cairn_status pin(struct call *c, const struct string_key *k, bool check,
+static cairn_status pin(struct call *c, const struct string_key *k, uint32_t flags,
                         struct cairn_pin *ret)
 {
     enum cairn_cause cause = CAIRN_CAUSE_NONE;
-    cairn_status st = cairn_vault_pin_now(c->node->vault, &k->name, check, ret, &cause);
+    cairn_status st = cairn_vault_pin_now(c->node->vault, &k->name, flags & STRING_BYTES, ret,
+                                          &cause);
     if (st == CAIRN_MISS && cause == CAIRN_CAUSE_NO_ROOM)
         st = CAIRN_INPROGRESS;
     if (st == CAIRN_INPROGRESS && c->may_wait)
@@ -151,7 +166,7 @@ static cairn_status pin(struct call *c, const struct string_key *k, bool check,
 cairn_status string_find(struct call *c, const struct string_key *k, uint32_t flags,
                          struct string *ret)
 {
-    cairn_status st = pin(c, k, flags & STRING_BYTES, &ret->pin);
+    cairn_status st = pin(c, k, flags, &ret->pin);
     if (st == CAIRN_INPROGRESS)
         return st;
     if (st == CAIRN_OK) {

@@ -25,6 +25,9 @@ struct string_key {
 /* Names argument i. False: a key that cannot be, and the error is written. */
 bool string_key(struct call *c, uint32_t i, struct string_key *ret);
 
+/* Can arguments 1, 1 + step, ... all be keys? Then string_key does not fail for them. */
+bool string_keys_fit(struct call *c, uint32_t step);
+
 /* Held while a string is changed: OK, INPROGRESS, or TIMEOUT for a call that may wait. */
 cairn_status string_lock(struct call *c, const struct string_key *k);
 void string_unlock(struct call *c, const struct string_key *k);
