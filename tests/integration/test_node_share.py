@@ -163,6 +163,14 @@ def test_put_from_the_window(node):
     assert "not both" in answer
     assert kv.put_window(key, 0, 100, b"8 bytes.") == [CORRUPT, 3]
     assert kv.lookup([key]) == [0, 0]
+    punch_and_keep_size, none = 3, bytes(1 << 20)
+    kv.window[:1 << 20] = value_of(key, 1 << 20)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.fallocate(kv.fds[1], punch_and_keep_size, ctypes.c_long(0),
+                          ctypes.c_long(size)) == 0
+    assert kv.put_window(key, 0, 1 << 20, checks(value_of(key, 1 << 20))) == [CORRUPT, 3]
+    assert kv.put_window(key, 0, 1 << 20, checks(none)) == [OK, 0]
+    assert kv.fetch(key, 1 << 20) == none
 
 
 def test_a_window_that_changes_under_the_copy(node, victim):

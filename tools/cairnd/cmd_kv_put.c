@@ -1,7 +1,11 @@
 /* CAIRN.PUT. The bytes come with the command, long ones straight into their place in the arena, or
- * lie in the client's window. From there they are copied once, and what is hashed is the copy: what
- * the client does to its window meanwhile can only make the checks wrong. */
+ * lie in the client's window. From there they are read once, and what is hashed is the copy: what
+ * the client does to its window meanwhile can only make the checks wrong. They are read with pread
+ * because the client may free the window's pages too, and touching a page that cannot be had again
+ * would end this process. */
+#include <errno.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/copy.h"
 #include "tools/cairnd/cmd_kv.h"
@@ -19,7 +23,7 @@ struct put {
     struct call *c;
     struct cairn_wire_put item;
     uint64_t deadline_ns;
-    const char *window;  /* where its bytes lie, NULL: they came with the command */
+    const struct cairn_mapping *window; /* its bytes lie there; NULL: they came with the command */
     uint64_t checks[CAIRN_PIECES_MAX];
 };
 
@@ -49,7 +53,7 @@ static bool find_window(struct put *p)
         kv_error(p->c, "the bytes lie in the window or come with the command, not both");
         return false;
     }
-    p->window = (const char *)s->window.base + p->item.window_offset;
+    p->window = &s->window;
     return true;
 }
 
@@ -90,14 +94,32 @@ static bool read_put(struct put *p)
     return false;
 }
 
+static cairn_status read_window(const struct put *p, void *to)
+{
+    size_t done = 0, len = p->item.value_len;
+    while (done < len) {
+        ssize_t n = pread(p->window->fd, (char *)to + done, len - done,
+                          (off_t)(p->item.window_offset + done));
+        if (n == 0 || (n < 0 && errno != EINTR))
+            return CAIRN_IO;
+        done += n > 0 ? (size_t)n : 0;
+    }
+    return CAIRN_OK;
+}
+
 /* The value in a place of its own in the arena. */
 static cairn_status fill_room(struct put *p, struct cairn_room *room)
 {
-    const struct cairn_resp_arg *bytes = &p->c->args[ARG_BYTES];
-    cairn_status st = cairn_vault_room(p->c->node->vault, p->item.value_len,
-                                       p->c->args[ARG_SIDE].len, room);
-    if (!st)
-        cairn_copy(room->value, p->window ? p->window : bytes->data, p->item.value_len);
+    struct cairn_vault *v = p->c->node->vault;
+    cairn_status st = cairn_vault_room(v, p->item.value_len, p->c->args[ARG_SIDE].len, room);
+    if (st)
+        return st;
+    if (p->window)
+        st = read_window(p, room->value);
+    else
+        cairn_copy(room->value, p->c->args[ARG_BYTES].data, p->item.value_len);
+    if (st)
+        cairn_vault_room_drop(v, room);
     return st;
 }
 
@@ -105,7 +127,8 @@ static enum cairn_cause cause_of(cairn_status st)
 {
     return st == CAIRN_TOOBIG ? CAIRN_CAUSE_TOO_BIG
            : st == CAIRN_NOSPACE ? CAIRN_CAUSE_NO_ROOM
-                                 : CAIRN_CAUSE_BAD_KEY;
+           : st == CAIRN_IO ? CAIRN_CAUSE_IO_ERROR
+                            : CAIRN_CAUSE_BAD_KEY;
 }
 
 static struct cairn_commit commit_of(const struct put *p)
