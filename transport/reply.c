@@ -84,6 +84,9 @@ uint32_t cairn_reply_space(struct cairn_reply *p, struct iovec *iov, uint32_t ca
         p->pos = p->end = 0;
     if (p->stage == STAGE_SMALL && small_bytes(p) > have + need)
         need = small_bytes(p) - have;
+    /* Memory follows the bytes that come, not the length that was said. */
+    if (need > p->cap + BUFFER_BYTES)
+        need = p->cap + BUFFER_BYTES;
     if (!buffer_reserve(p, need)) {
         broken(p, "out of memory for a reply");
         return 0;
