@@ -59,6 +59,16 @@ static void no_delay(int fd)
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 }
 
+/* A peer that vanished without a word is found within a minute and a half. */
+static void keep_alive(int fd)
+{
+    int on = 1, idle_s = 60, interval_s = 10, probes = 3;
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval_s, sizeof(interval_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &probes, sizeof(probes));
+}
+
 /* The lock of the socket's folder: two daemons that start at once must not both find a dead
  * socket, and one remove what the other has just bound. Closing it unlocks. */
 static cairn_status folder_lock(const struct refusal *r, int *ret_fd)
@@ -69,8 +79,8 @@ static cairn_status folder_lock(const struct refusal *r, int *ret_fd)
     int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0)
         return refuse(r, cairn_status_from_errno(errno),
-                      "its folder %s cannot be opened: %s; make it first", folder,
-                      strerror(errno));
+                      "its folder %s cannot be opened: %s%s", folder, strerror(errno),
+                      errno == ENOENT ? "; make it first" : "");
     uint64_t deadline_ns = cairn_deadline_ns(FOLDER_WAIT_NS);
     while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
         int error = errno;
@@ -181,8 +191,10 @@ cairn_status cairn_listener_accept(const struct cairn_listener *l, int *ret_fd)
     for (;;) {
         int fd = accept4(l->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
         if (fd >= 0) {
-            if (!cairn_addr_is_unix(&l->addr))
+            if (!cairn_addr_is_unix(&l->addr)) {
                 no_delay(fd);
+                keep_alive(fd);
+            }
             *ret_fd = fd;
             return CAIRN_OK;
         }
@@ -232,6 +244,20 @@ static int connect_by(int fd, const struct cairn_addr *addr, uint64_t deadline_n
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &len) == 0 ? error : errno;
 }
 
+/* A port that nobody listens at may be given to the very socket that dials it, and TCP connects it
+ * to itself: the port would be taken when the node comes back. */
+static bool reached_itself(int fd)
+{
+    struct cairn_addr here = {.len = sizeof(here.at)}, there = {.len = sizeof(there.at)};
+    struct linger at_once = {.l_onoff = 1};
+    if (getsockname(fd, &here.at.any, &here.len) != 0 ||
+        getpeername(fd, &there.at.any, &there.len) != 0 || here.len != there.len ||
+        memcmp(&here.at, &there.at, here.len) != 0)
+        return false;
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    return true;
+}
+
 cairn_status cairn_sock_dial(const struct cairn_addr *addr, uint64_t deadline_ns, int *ret_fd,
                              char *err, size_t err_cap)
 {
@@ -240,6 +266,8 @@ cairn_status cairn_sock_dial(const struct cairn_addr *addr, uint64_t deadline_ns
     if (fd < 0)
         return refuse_errno(&r, "no socket", errno);
     int error = connect_by(fd, addr, deadline_ns);
+    if (error == 0 && !cairn_addr_is_unix(addr) && reached_itself(fd))
+        error = ECONNREFUSED;
     if (error != 0) {
         close(fd);
         return dial_failed(&r, error);

@@ -248,6 +248,24 @@ Test(sock, a_port_in_use_and_nobody_there)
     rmdir(folder);
 }
 
+/* Tens of thousands of tries give the socket the very port it dials. */
+Test(sock, a_dialler_does_not_reach_itself)
+{
+    tcp_address("127.0.0.1");
+    addr.at.in4.sin_port = htons(40000);
+    for (int i = 0; i < 60000; i++) {
+        int fd;
+        struct cairn_addr here = {.len = sizeof(here.at)};
+        cairn_status status = cairn_sock_dial(&addr, soon(1000), &fd, err, sizeof(err));
+        if (status == CAIRN_NOTFOUND)
+            continue;
+        cr_assert_eq(status, CAIRN_OK, "%s", err);
+        getsockname(fd, &here.at.any, &here.len);
+        cr_assert_neq(here.at.in4.sin_port, addr.at.in4.sin_port, "after %d", i);
+        cr_skip_test("something listens at this port");
+    }
+}
+
 Test(sock, dialling_a_daemon_that_does_not_accept_ends_in_time)
 {
     unix_address();
