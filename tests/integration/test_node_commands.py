@@ -113,6 +113,13 @@ def test_info_as_redis_py_reads_it(node):
     assert r.info("nothing") == {}
     r.set("a", "b")
     assert r.info("keyspace")["db0"]["keys"] == 1
+    with pytest.raises(redis.ResponseError):
+        r.execute_command("SET", "a")
+    assert "cmdstat_ping" not in info
+    stats = r.info("commandstats")
+    assert stats["cmdstat_ping"]["calls"] >= 10 and stats["cmdstat_ping"]["failed_calls"] == 0
+    assert stats["cmdstat_set"] == {"calls": 2, "failed_calls": 1}
+    assert "cmdstat_ping" in r.info("all")
     text = r.execute_command("INFO", "server", "cpu")
     assert "redis_version" in text and "used_cpu_sys" in text and "role" not in text
 

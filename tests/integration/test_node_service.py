@@ -255,17 +255,22 @@ def test_ending_under_load_loses_nothing_acknowledged(new_node):
         assert r.get(f"k{i}") == value
 
 
+def wait_for_text(file, text: str) -> None:
+    end = time.monotonic() + 10
+    while not file.exists() or text not in file.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_the_log_file_is_opened_again(new_node):
     node = new_node()
     log = node.place / "c.log"
     node.start(f"--log-file={log}")
-    assert "ready on" in log.read_text() and stat.S_IMODE(log.stat().st_mode) == 0o600
+    wait_for_text(log, "ready on")
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
     log.rename(node.place / "c.log.1")
     node.process.send_signal(signal.SIGHUP)
-    end = time.monotonic() + 10
-    while not log.exists() or "open again" not in log.read_text():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    wait_for_text(log, "open again")
     assert node.stop() == 0
     assert "stopped" in log.read_text()
 

@@ -1,4 +1,5 @@
 /* INFO: what Redis's tools read, with the same names where the thing is the same. */
+#include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -105,6 +106,8 @@ static void add_memory(struct info *i)
     number(i, "cairn_unwritten_bytes", f->ram_unwritten);
     number(i, "cairn_leased_bytes", f->ram_leased);
     number(i, "cairn_filling_bytes", f->ram_filling);
+    number(i, "cairn_receiving_bytes", get(&i->node->receiving));
+    number(i, "cairn_clients_bytes", get(&i->node->clients_memory));
     word(i, "cairn_pages", f->ram_pages);
     text_add(&i->text, "cairn_huge_share:%.3f\r\n", f->ram_huge_share);
 }
@@ -198,28 +201,54 @@ static void add_cairn(struct info *i)
     number(i, "command_p99_ns", cairn_hist_quantile(&s->command_ns, 0.99));
 }
 
+static void add_command(void *arg, const struct command *c)
+{
+    struct info *i = arg;
+    const struct node_stats *s = &i->node->stats;
+    uint32_t number = command_number(c);
+    uint64_t calls = get(&s->command[number].calls);
+    char name[32];
+    size_t at = 0;
+    for (; at + 1 < sizeof name && c->name[at]; at++)
+        name[at] = (char)tolower((unsigned char)c->name[at]);
+    name[at] = '\0';
+    if (calls)
+        text_add(&i->text, "cmdstat_%s:calls=%" PRIu64 ",failed_calls=%" PRIu64 "\r\n", name, calls,
+                 get(&s->command[number].errors));
+}
+
+static void add_commands(struct info *i)
+{
+    command_each(add_command, i);
+}
+
 static const struct {
     const char *name;
     void (*add)(struct info *i);
+    bool asked_only; /* not among the usual ones */
 } sections[] = {
-    {"Server", add_server},           {"Clients", add_clients}, {"Memory", add_memory},
-    {"Persistence", add_persistence}, {"Stats", add_stats},     {"Replication", add_replication},
-    {"CPU", add_cpu},                 {"Keyspace", add_keyspace}, {"Cairn", add_cairn},
+    {"Server", add_server, false},           {"Clients", add_clients, false},
+    {"Memory", add_memory, false},           {"Persistence", add_persistence, false},
+    {"Stats", add_stats, false},             {"Replication", add_replication, false},
+    {"CPU", add_cpu, false},                 {"Commandstats", add_commands, true},
+    {"Keyspace", add_keyspace, false},       {"Cairn", add_cairn, false},
 };
 
-/* Is the section among the words? */
-static bool asked(const char *words, const char *name)
+static bool word_is(const char *word, size_t len, const char *name)
 {
-    static const char *const whole[] = {"default", "all", "everything"};
+    return len == strlen(name) && strncasecmp(word, name, len) == 0;
+}
+
+/* Is the section among the words? */
+static bool asked(const char *words, const char *name, bool asked_only)
+{
     const char *p = words ? words + strspn(words, " ") : "";
     if (!*p)
-        return true;
+        return !asked_only;
     for (; *p; p += strspn(p, " ")) {
         size_t len = strcspn(p, " ");
-        for (size_t i = 0; i < sizeof whole / sizeof *whole; i++)
-            if (len == strlen(whole[i]) && strncasecmp(p, whole[i], len) == 0)
-                return true;
-        if (len == strlen(name) && strncasecmp(p, name, len) == 0)
+        if (word_is(p, len, name) || word_is(p, len, "all") || word_is(p, len, "everything") ||
+            (!asked_only && word_is(p, len, "default")))
             return true;
         p += len;
     }
@@ -233,7 +262,7 @@ size_t report_info(struct node *n, const char *section, char *out, size_t cap)
     if (cap)
         out[0] = '\0';
     for (size_t s = 0; s < sizeof sections / sizeof *sections; s++) {
-        if (!asked(section, sections[s].name))
+        if (!asked(section, sections[s].name, sections[s].asked_only))
             continue;
         text_add(&i.text, "%s# %s\r\n", i.text.len ? "\r\n" : "", sections[s].name);
         sections[s].add(&i);
