@@ -138,7 +138,8 @@ class Fleet:
         for number, process in enumerate(self.processes):
             if process and process.poll() not in (None, -signal.SIGKILL):
                 said = (self.folder / f"said{number}").read_text()
-                raise AssertionError(f"storm {number} ended with {process.returncode}: {said[-3000:]}")
+                raise AssertionError(
+                    f"storm {number} ended with {process.returncode}: {said[-3000:]}")
 
     def kill(self, number):
         """And waits until the node has noticed."""

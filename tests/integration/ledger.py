@@ -2,9 +2,9 @@
 
 Every byte of a value follows from its key and generation, so what is read says which generation it
 is, and whether it may be. A change is entered before it is sent and closed when its answer came; a
-process that is killed in between leaves it open. An open change may have happened or not. While the
-node lives it may even happen later (the request may still lie in a socket), so its key is left alone
-until the node runs under another run_id or the doubt was settled by a delete.
+process that is killed in between leaves it open. An open change may have happened or not. While
+the node lives it may even happen later (the request may still lie in a socket), so its key is left
+alone until the node runs under another run_id or the doubt was settled by a delete.
 
 One writer a ledger. To be missing is always allowed: a cache may drop what it likes."""
 
@@ -42,8 +42,8 @@ def judge_bytes(key: bytes, data: bytes) -> int:
         raise Wrong(f"{key!r}: {data!r} is no value of it")
     generation, = struct.unpack("<Q", data[:8])
     if not 0 < generation < 1 << 40 or data != value_of(key, generation):
-        raise Wrong(f"{key!r}: {len(data)} bytes that begin {data[:24].hex()} and are no generation "
-                    f"of it (generation {generation}, if it were one)")
+        raise Wrong(f"{key!r}: {len(data)} bytes that begin {data[:24].hex()} and are no "
+                    f"generation of it (generation {generation}, if it were one)")
     return generation
 
 
@@ -120,8 +120,8 @@ class Ledger:
         current, begun, expires = (self.get(i, f) for f in ("current", "begun", "expires_ms"))
         if generation not in (current, begun):
             raise Wrong(f"{key!r} holds generation {generation}; allowed is {current or 'nothing'}"
-                        f"{f' or {begun}, which was begun' if begun else ''}; the last one given is "
-                        f"{self.get(i, 'last')}")
+                        f"{f' or {begun}, which was begun' if begun else ''}; the last one given "
+                        f"is {self.get(i, 'last')}")
         if generation == current and expires and asked_ms > expires:
             raise Wrong(f"{key!r} was seen {asked_ms - expires} ms after it expired")
         self.count("hits")

@@ -1,5 +1,5 @@
-"""A client of a node as a process of its own, to be killed or stopped at any moment: random commands
-on strings and chunks, whose ledger says afterwards what may be there. Ends with status 1 and a
+"""A client of a node as a process of its own, to be killed or stopped at any moment: random
+commands on strings and chunks, whose ledger says afterwards what may be there. Ends with status 1 and a
 sentence when it read what may not be, or waited longer than --timeout for any answer.
 
     storm.py --folder=DIR --number=N --port=P --socket=PATH --seed=S"""
@@ -201,7 +201,8 @@ class Storm:
         generation = self.ledger.next(i) if replaced else 1
         self.ledger.set(i, "last", generation)
         value = value_of(key, generation)
-        expires_ms = now_ms() + self.rng.randint(1, 400) if replaced and self.rng.random() < 0.1 else 0
+        expires = replaced and self.rng.random() < 0.1
+        expires_ms = now_ms() + self.rng.randint(1, 400) if expires else 0
         item = {"replace": replaced, "expires_ns": expires_ms * 1_000_000}
         if not replaced and i > STRINGS + REPLACED and i % CHAIN:
             item["parent"] = self.keys[i - 1]
@@ -330,8 +331,8 @@ class Storm:
         elif self.rng.random() < 0.1:
             self.kv.call(word, 4000)
 
-    CHUNK_STEPS = [put] * 6 + [get] * 6 + [get_range] * 2 + [delete] + [lease] * 3 + [release] * 2 + \
-        [hints] * 2
+    CHUNK_STEPS = [put] * 6 + [get] * 6 + [get_range] * 2 + [delete] + [lease] * 3 + \
+        [release] * 2 + [hints] * 2
 
 
 def main():

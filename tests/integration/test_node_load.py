@@ -132,8 +132,9 @@ time.sleep(1000)
 
 
 def holder(node, numbers):
-    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(Path(__file__).parent), node.socket,
-                                ",".join(map(str, numbers))], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(Path(__file__).parent),
+                                node.socket, ",".join(map(str, numbers))],
+                               stdout=subprocess.PIPE, text=True)
     lease, views = process.stdout.readline().split()
     return process, int(views)
 
