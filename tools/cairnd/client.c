@@ -22,8 +22,6 @@
 #define INPUT_USUAL (256u * 1024u)
 /* A long argument may take this long on top of the stall timeout: 1 MiB/s. */
 #define REQUEST_NS_A_BYTE 954u
-/* Who takes less a second of what waits for him is not waited for. */
-#define OUTPUT_BYTES_A_SECOND 65536u
 
 #define OOM "OOM command not allowed when used memory > 'maxmemory'."
 
@@ -121,6 +119,17 @@ static void *block_take(struct connection *k, size_t len)
     return b->data;
 }
 
+/* What the arguments of a request were received into. */
+static void arguments_free(struct connection *k)
+{
+    if (k->c.room.value)
+        cairn_vault_room_drop(k->c.node->vault, &k->c.room);
+    k->c.room.value = NULL;
+    receiving_leave(k);
+    if (k->blocks)
+        blocks_free(k);
+}
+
 /* --- birth and death --- */
 
 static void list_enter(struct client *c)
@@ -171,8 +180,7 @@ static void connection_free(struct connection *k)
     if (k->next)
         k->next->prev = k->prev;
     t->count--;
-    cairn_vault_room_drop(k->c.node->vault, &k->c.room);
-    blocks_free(k);
+    arguments_free(k);
     /* A reply that came after the end has its references too. */
     cairn_out_close(&k->c.out);
     cairn_out_close(&k->call_out);
@@ -250,12 +258,7 @@ void connection_open(struct net_thread *t, const struct arrival *a)
 /* The request is over: gives back what it was received into. */
 static void request_end(struct connection *k)
 {
-    if (k->c.room.value)
-        cairn_vault_room_drop(k->c.node->vault, &k->c.room);
-    k->c.room.value = NULL;
-    receiving_leave(k);
-    if (k->blocks)
-        blocks_free(k);
+    arguments_free(k);
     k->refused = false;
     k->request_len = 0;
     k->request_since_ns = 0;
@@ -503,14 +506,6 @@ static void parse(struct connection *k, bool readable)
     k->paused = k->c.out.queued > 0;
 }
 
-/* Bytes that a client takes within the stall timeout, unless its queue ends before: replies hold
- * memory in the arena until they are sent. */
-static uint64_t output_least(const struct connection *k)
-{
-    uint64_t least = node_live(&k->c.node->o.stall_ns) / 1000 * OUTPUT_BYTES_A_SECOND / 1000000;
-    return least ? least : 1;
-}
-
 static void transmit(struct connection *k)
 {
     struct cairn_out *out = &k->c.out;
@@ -526,10 +521,8 @@ static void transmit(struct connection *k)
     count(&k->c.node->stats.bytes_out, out->sent - before);
     if (!out->queued)
         k->output_since_ns = 0;
-    else if (!k->output_since_ns || out->sent - k->output_sent >= output_least(k)) {
+    else if (out->sent != before || !k->output_since_ns)
         k->output_since_ns = k->c.thread->now_ns;
-        k->output_sent = out->sent;
-    }
     if (!out->queued && k->paused && !k->on_worker && !k->room_wait)
         net_make_ready(k);
 }

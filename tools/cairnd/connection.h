@@ -71,8 +71,7 @@ struct connection {
     bool paused;                 /* was not read because too much output waited                 */
     uint64_t request_since_ns;   /* first byte of a request that is not whole yet, else 0       */
     uint64_t request_len;        /* bytes its long arguments announced                          */
-    uint64_t output_since_ns;    /* too little was taken of what is queued since then, else 0   */
-    uint64_t output_sent;        /* bytes sent by then                                          */
+    uint64_t output_since_ns;    /* nothing was taken of what is queued since then, else 0      */
     bool greeted;                /* one whole request came                                      */
 
     bool on_worker;
