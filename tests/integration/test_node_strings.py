@@ -273,6 +273,33 @@ def test_commands_on_values_that_are_on_disk(node_with):
         assert wire.call("GET", names[1]) in (b"new" * 9000, None)
 
 
+def hits_and_misses(wire):
+    info = wire.call("INFO", "stats").decode()
+    fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    return int(fields["keyspace_hits"]), int(fields["keyspace_misses"])
+
+
+def test_each_lookup_counts_once_wherever_it_ran(node_with):
+    node = node_with(ram="16MiB", disk="2GiB")
+    with Wire(node.port) as wire:
+        for on_disk in (False, True):
+            for i in range(8):
+                assert wire.call("SET", f"c:{i}", "x" * 30000, "EX", 1000) == "OK"
+            if on_disk:
+                leave_ram(wire)
+            before = hits_and_misses(wire)
+            wire.call("GET", "c:0")
+            wire.call("GETDEL", "c:1")
+            wire.call("GETEX", "c:2", "EX", 500)
+            wire.call("SET", "c:3", "y", "GET")
+            wire.call("MGET", "c:2", "c:4", "nobody", "c:5")
+            wire.call("EXISTS", "c:6", "nobody")
+            wire.call("TTL", "c:7")
+            wire.call("GETDEL", "nobody")
+            after = hits_and_misses(wire)
+            assert (after[0] - before[0], after[1] - before[1]) == (9, 3), on_disk
+
+
 def test_one_reply_may_be_larger_than_the_ram(node_with):
     node = node_with(ram="16MiB", disk="2GiB")
     values = {b"part:%d" % i: value_of(b"part:%d" % i, 1, 700000 - i) for i in range(50)}

@@ -14,7 +14,7 @@ static cairn_status peek(struct call *c, uint32_t i, bool *ret)
     struct string s;
     if (!string_key(c, i, &k))
         return CAIRN_INVAL;
-    cairn_status st = string_find(c, &k, STRING_COUNT, &s);
+    cairn_status st = string_find(c, &k, 0, &s);
     if (st == CAIRN_INPROGRESS)
         return st;
     *ret = st == CAIRN_OK;
@@ -33,6 +33,7 @@ static enum call_flow exists(struct call *c)
             return st == CAIRN_INPROGRESS ? CALL_WAITS : CALL_DONE;
         held += there;
     }
+    string_count(c, (uint64_t)held, c->argc - 1 - (uint64_t)held);
     cairn_out_int(c->out, held);
     return CALL_DONE;
 }
@@ -82,6 +83,7 @@ static enum call_flow type(struct call *c)
     cairn_status st = peek(c, 1, &there);
     if (st)
         return st == CAIRN_INPROGRESS ? CALL_WAITS : CALL_DONE;
+    string_count(c, there, !there);
     cairn_out_simple(c->out, there ? "string" : "none");
     return CALL_DONE;
 }

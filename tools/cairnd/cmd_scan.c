@@ -58,8 +58,14 @@ static bool take(void *arg, const struct cairn_scan_item *item)
 static cairn_status walk(struct walk *w, uint32_t *cursor, size_t max)
 {
     struct call *c = w->call;
-    return cairn_vault_scan(c->node->vault, CAIRN_SPACE_STRINGS, cursor, max,
-                            c->may_wait ? c->deadline_ns : 0, take, w);
+    struct cairn_vault *v = c->node->vault;
+    /* Without any there may still be many chunks to walk past. */
+    if (cairn_vault_space_count(v, CAIRN_SPACE_STRINGS) == 0) {
+        *cursor = 0;
+        return CAIRN_OK;
+    }
+    return cairn_vault_scan(v, CAIRN_SPACE_STRINGS, cursor, max, c->may_wait ? c->deadline_ns : 0,
+                            take, w);
 }
 
 /* --- SCAN --- */

@@ -73,12 +73,13 @@ static enum call_flow get_range(struct call *c)
 static cairn_status get_and_delete(struct call *c, const struct string_key *k)
 {
     struct string s;
-    cairn_status found = string_find(c, k, STRING_BYTES | STRING_COUNT | STRING_SURE, &s);
+    cairn_status found = string_find(c, k, STRING_BYTES | STRING_SURE, &s);
     if (found && found != CAIRN_MISS)
         return found;
     /* Also when there is nothing: the disk may hold a copy that only a restart would find. */
     cairn_status st = string_delete(c, k);
     if (st == CAIRN_OK || st == CAIRN_MISS) {
+        string_count(c, !found, found != CAIRN_OK);
         if (!found)
             string_reply_drop(c, &s);
         else
@@ -119,6 +120,7 @@ static cairn_status getex_change(struct call *c, struct getex *g, struct string 
                           : string_rewrite(c, &g->key, s,
                                            at_ms ? string_expires_ns(at_ms) : 0);
     if (st == CAIRN_OK || st == CAIRN_MISS) {
+        string_count(c, 1, 0);
         string_reply_drop(c, s);
         return CAIRN_OK;
     }
@@ -130,8 +132,9 @@ static cairn_status getex_locked(struct call *c, struct getex *g)
 {
     struct string s;
     int64_t at_ms = 0;
-    cairn_status st = string_find(c, &g->key, STRING_BYTES | STRING_COUNT | STRING_SURE, &s);
+    cairn_status st = string_find(c, &g->key, STRING_BYTES | STRING_SURE, &s);
     if (st == CAIRN_MISS) {
+        string_count(c, 0, 1);
         cairn_out_null(c->out);
         return CAIRN_OK;
     }
@@ -145,6 +148,7 @@ static cairn_status getex_locked(struct call *c, struct getex *g)
     bool changes = timed || (g->expiry.kind == EXPIRY_PERSIST && s.expires_ns);
     if (changes)
         return getex_change(c, g, &s, at_ms);
+    string_count(c, 1, 0);
     string_reply_drop(c, &s);
     return CAIRN_OK;
 }

@@ -24,7 +24,7 @@ static cairn_status many_find(struct call *c, struct many_get *m)
         struct string_key k;
         string_key(c, 1 + i, &k);
         m->found[i].data = NULL;
-        cairn_status st = string_find(c, &k, STRING_BYTES | STRING_COUNT, &m->found[i]);
+        cairn_status st = string_find(c, &k, STRING_BYTES, &m->found[i]);
         if (st != CAIRN_INPROGRESS)
             continue;
         while (i-- > 0)
@@ -37,18 +37,20 @@ static cairn_status many_find(struct call *c, struct many_get *m)
 
 static enum call_flow many_now(struct call *c, struct many_get *m)
 {
-    uint32_t back = 0;
+    uint32_t back = 0, hits = 0;
     if (many_find(c, m))
         return CALL_WAITS;
     cairn_out_array(c->out, m->count);
     for (uint32_t i = 0; i < m->count; i++) {
         struct string *s = &m->found[i];
+        hits += s->data != NULL;
         if (!s->data)
             cairn_out_null(c->out);
         else if (string_reply(c, s, 0, s->len))
             m->back[back++] = s->pin;
     }
     cairn_vault_unpin(c->node->vault, m->back, back);
+    string_count(c, hits, m->count - hits);
     return CALL_DONE;
 }
 

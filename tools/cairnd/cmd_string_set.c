@@ -31,6 +31,8 @@ static void reply_set(struct call *c, const struct set *s)
 /* Replies the old value for GET, otherwise whether the key was set. Gives the pin back. */
 static void reply(struct call *c, const struct set *s, struct string *old, bool set)
 {
+    if (s->get)
+        string_count(c, old != NULL, old == NULL);
     if (s->get && old) {
         string_reply_drop(c, old);
         return;
@@ -49,7 +51,7 @@ static void reply(struct call *c, const struct set *s, struct string *old, bool 
 static cairn_status set_by_old(struct call *c, struct set *s, struct string_value *v)
 {
     struct string old;
-    uint32_t flags = STRING_SURE | (s->get ? STRING_BYTES | STRING_COUNT : 0);
+    uint32_t flags = STRING_SURE | (s->get ? STRING_BYTES : 0);
     cairn_status found = string_find(c, &s->key, flags, &old);
     if (found && found != CAIRN_MISS) {
         if (found != CAIRN_INPROGRESS)

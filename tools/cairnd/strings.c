@@ -8,6 +8,8 @@
 #include "base/clock.h"
 
 #define MARK_EMPTY 1u
+/* Longer strings are hashed and copied where nobody else waits for that. */
+#define HERE_MAX (4u << 20)
 #define LOCK_STEP_NS (CAIRN_NS_PER_MS / 8)
 #define PIN_TRIES 16
 #define PIN_STEP_NS (4 * CAIRN_NS_PER_MS)
@@ -163,6 +165,15 @@ static cairn_status pin(struct call *c, const struct string_key *k, uint32_t fla
     return st;
 }
 
+void string_count(struct call *c, uint64_t hits, uint64_t misses)
+{
+    struct node_stats *s = &c->node->stats;
+    if (hits)
+        atomic_fetch_add_explicit(&s->string_hits, hits, memory_order_relaxed);
+    if (misses)
+        atomic_fetch_add_explicit(&s->string_misses, misses, memory_order_relaxed);
+}
+
 cairn_status string_find(struct call *c, const struct string_key *k, uint32_t flags,
                          struct string *ret)
 {
@@ -181,9 +192,7 @@ cairn_status string_find(struct call *c, const struct string_key *k, uint32_t fl
         }
     }
     if (flags & STRING_COUNT)
-        atomic_fetch_add_explicit(st == CAIRN_OK ? &c->node->stats.string_hits
-                                                 : &c->node->stats.string_misses,
-                                  1, memory_order_relaxed);
+        string_count(c, st == CAIRN_OK, st != CAIRN_OK);
     return st == CAIRN_TIMEOUT && !(flags & STRING_SURE) ? CAIRN_MISS : st;
 }
 
@@ -287,6 +296,8 @@ cairn_status string_commit(struct call *c, const struct string_key *k, struct st
         .expires_ns = expires_ns,
     };
     enum cairn_cause cause;
+    if (v->room.len > HERE_MAX && !c->may_wait)
+        return CAIRN_INPROGRESS;
     return cairn_vault_commit(c->node->vault, &v->room, &commit, c->deadline_ns, &cause);
 }
 
@@ -294,6 +305,8 @@ cairn_status string_rewrite(struct call *c, const struct string_key *k, const st
                             uint64_t expires_ns)
 {
     struct string_value v;
+    if (s->len > HERE_MAX && !c->may_wait)
+        return CAIRN_INPROGRESS;
     cairn_status st = value_of(c, s->data, s->len, &v);
     if (st)
         return st;

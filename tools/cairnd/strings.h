@@ -53,7 +53,7 @@ struct string {
 };
 
 #define STRING_BYTES 1u /* the bytes will be used: verify them as well      */
-#define STRING_COUNT 2u /* a lookup that the statistics of hits know about  */
+#define STRING_COUNT 2u /* counted as a hit or a miss                       */
 #define STRING_SURE 4u  /* a change hangs on it: TIMEOUT is no MISS         */
 
 /* OK and pinned, MISS, or INPROGRESS; TIMEOUT with STRING_SURE. What is damaged or cannot be read
@@ -61,6 +61,8 @@ struct string {
 cairn_status string_find(struct call *c, const struct string_key *k, uint32_t flags,
                          struct string *ret);
 void string_drop(struct call *c, struct string *s);
+/* For calls that may have to be run again after they found it. */
+void string_count(struct call *c, uint64_t hits, uint64_t misses);
 /* Replies `len` bytes from `off` on. True: copied, the pin is the caller's still; false: the reply
  * holds the pin now and gives it back when it is sent. */
 bool string_reply(struct call *c, const struct string *s, size_t off, size_t len);
