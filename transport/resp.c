@@ -202,10 +202,10 @@ void *cairn_resp_space(struct cairn_resp *p, size_t *ret_len)
         return NULL;
     }
     size_t room = in->cap - in->end;
-    if (in->had_long && in->stage == STAGE_START && room > AFTER_LONG_BYTES)
+    if (in->stage == STAGE_SKIP)
+        room = room < left ? room : left;
+    else if (in->had_long && needed(in) <= AFTER_LONG_BYTES && room > AFTER_LONG_BYTES)
         room = AFTER_LONG_BYTES;
-    if (in->stage == STAGE_SKIP && room > left)
-        room = left;
     *ret_len = room;
     return in->buf + in->end;
 }

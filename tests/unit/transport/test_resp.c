@@ -178,6 +178,7 @@ Test(resp, long_arguments)
     memset(memory + 3, 'x', room);
     cairn_resp_filled(&p, room);
     memcpy(cairn_resp_space(&p, &room), "\r\n", 2);
+    cr_assert_leq(room, 4096, "what comes behind is likely to be long too");
     cairn_resp_filled(&p, 2);
     cr_assert_eq(cairn_resp_next(&p), CAIRN_RESP_REQUEST);
     cr_assert_eq(cairn_resp_next(&p), CAIRN_RESP_REQUEST, "until it is done");
