@@ -174,7 +174,7 @@ static void carry_stored(struct cairn_tier_op *op)
         nvme_count(&t->stats.reinserted_bytes, (uint64_t)s->blocks * CAIRN_BLOCK);
         t->host.moved(t->host.arg, s, op->block);
     } else if (op->status != CAIRN_CANCELED) {
-        t->host.strayed(t->host.arg);
+        t->host.strayed(t->host.arg, s);
     }
     r->at++;
     r->step = RECLAIM_PICK;

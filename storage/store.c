@@ -39,9 +39,12 @@ static cairn_status open_tables(struct cairn_vault *v)
     v->ops = cairn_calloc(VAULT_OPS, sizeof *v->ops);
     v->evict_list = cairn_malloc(VAULT_EVICT_MAX * sizeof *v->evict_list);
     v->drops = drops_open();
-    if (!v->slots || !v->ops || !v->evict_list || !v->drops)
+    v->forgotten = v->o.path ? forgotten_open(v->o.disk_bytes) : NULL;
+    if (!v->slots || !v->ops || !v->evict_list || !v->drops ||
+        (v->o.path && !v->forgotten))
         return CAIRN_NOMEM;
-    v->free = v->dirty = v->flying = (struct slot_list){CAIRN_SLOT_NONE, CAIRN_SLOT_NONE};
+    const struct slot_list empty = {CAIRN_SLOT_NONE, CAIRN_SLOT_NONE};
+    v->free = v->dirty = v->flying = v->ready = empty;
     for (uint32_t n = 0; n < v->slot_count; n++) {
         v->slots[n].entry = CAIRN_ENTRY_NONE;
         v->slots[n].parent = CAIRN_SLOT_NONE;
@@ -62,6 +65,7 @@ static void free_tables(struct cairn_vault *v)
     cairn_index_destroy(v->index);
     cairn_extents_destroy(v->extents);
     drops_close(v->drops);
+    forgotten_close(v->forgotten);
     free(v->evict_list);
     free(v->ops);
     if (v->slots)
@@ -137,6 +141,7 @@ static cairn_status open_tier(struct cairn_vault *v, char *err, size_t err_cap)
         return st;
     struct cairn_tier_info info;
     v->tier->ops->info(v->tier, &info);
+    v->segments = info.segments;
     v->version = info.version_max + VERSION_GAP;
     if (info.value_max < v->value_max)
         v->value_max = info.value_max;

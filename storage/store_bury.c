@@ -10,15 +10,9 @@ static bool on_disk(const struct cairn_vault *v, const struct cairn_entry *e)
            (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].tried);
 }
 
-/* Copies that the index has forgotten would be found again by the next recovery. */
-static bool forgotten(const struct cairn_vault *v)
+bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id)
 {
-    return v->tier && atomic_load_explicit(&v->c.forgotten, memory_order_relaxed) > 0;
-}
-
-bool bury_needed(const struct cairn_vault *v, uint32_t id)
-{
-    return forgotten(v) ||
+    return forgotten_may(v, key) ||
            (id != CAIRN_ENTRY_NONE && on_disk(v, cairn_index_entry(v->index, id)));
 }
 
@@ -51,7 +45,7 @@ static cairn_status bury_rest(struct cairn_vault *v, const struct cairn_key *key
         uint32_t id = cairn_index_find(v->index, key);
         const struct cairn_entry *e =
             id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
-        if (!(e && e->version > covered && on_disk(v, e)) && (covered || !forgotten(v)))
+        if (!(e && e->version > covered && on_disk(v, e)) && (covered || !forgotten_may(v, key)))
             return CAIRN_OK;
         struct burial b;
         bury_begin(v, key, deadline_ns, true, &b);
@@ -115,7 +109,7 @@ static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
         uint32_t id = cairn_index_find(v->index, &d->keys[n]);
         *b = (struct burial){.st = CAIRN_OK};
         d->held[n] = shows(v, id);
-        if (!v->tier || !bury_needed(v, id))
+        if (!v->tier || !bury_needed(v, &d->keys[n], id))
             continue;
         bury_begin(v, &d->keys[n], d->deadline_ns, n == 0, b);
         if (!b->op && n > 0)
@@ -174,7 +168,7 @@ cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_ke
 {
     pthread_mutex_lock(&v->lock);
     cairn_status st = CAIRN_INPROGRESS;
-    if (!bury_needed(v, cairn_index_find(v->index, key)))
+    if (!bury_needed(v, key, cairn_index_find(v->index, key)))
         st = delete_entry(v, key) ? CAIRN_OK : CAIRN_MISS;
     pthread_mutex_unlock(&v->lock);
     return st;

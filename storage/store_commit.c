@@ -55,17 +55,18 @@ bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (entry_expired(v, e))
         return false;
-    if (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].in_policy)
-        v->policy->ops->touch(v->policy, e->slot);
+    if (e->slot != CAIRN_SLOT_NONE)
+        slot_touch(v, &v->slots[e->slot]);
     return true;
 }
 
 /* Must older copies be made dead before this put shows? Not for a key that is not held: its value
  * is named by what made it, so a forgotten copy of it has the same bytes. */
-static bool buries(const struct cairn_vault *v, uint32_t id, uint32_t flags)
+static bool buries(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
+                   uint32_t flags)
 {
     return v->tier && ((flags & CAIRN_PUT_REPLACE) || id != CAIRN_ENTRY_NONE) &&
-           bury_needed(v, id);
+           bury_needed(v, key, id);
 }
 
 /* Swaps the filled slot in, for entry `id` of its key or a new one. Lock held. */
@@ -115,7 +116,7 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
     memcpy(key.bytes, slot_image(v, s)->body.key, sizeof key.bytes);
     uint32_t id = cairn_index_find(v->index, &key);
     bool keeps = entry_keeps(v, id, flags);
-    if (!keeps && buries(v, id, flags)) {
+    if (!keeps && buries(v, &key, id, flags)) {
         if (flags & CAIRN_COMMIT_NOWAIT)
             return CAIRN_INPROGRESS;
         if (bury_all(v, &key, deadline_ns)) {

@@ -165,8 +165,8 @@ static void admit_more(struct get_run *r)
     /* Tail first, so that the head of a chain ends up as the most recent. */
     for (size_t i = r->admitted; i-- > from;) {
         struct slot *s = r->flights[i % VAULT_WINDOW].slot;
-        if (s && s->in_policy)
-            v->policy->ops->touch(v->policy, slot_number(v, s));
+        if (s)
+            slot_touch(v, s);
     }
 }
 
@@ -176,6 +176,7 @@ void slot_drop_damaged(struct cairn_vault *v, struct slot *s, enum cairn_cause c
     if (id == CAIRN_ENTRY_NONE)
         return;
     slot_count_lost(v, s);
+    slot_forget(v, s);
     slot_detach(v, s);
     entry_drop_if_empty(v, id, cause);
 }

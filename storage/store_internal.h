@@ -36,7 +36,7 @@ struct slot {
     uint32_t value_len;
     uint32_t side_len;        /* FILLING                                                    */
     uint32_t loaded;          /* first bytes of the value that are verified while it loads  */
-    uint32_t prev, next;      /* free list, dirty list or flying list                       */
+    uint32_t prev, next;      /* free, dirty, flying or ready list                          */
     uint64_t version;
     uint64_t ticket;          /* order in which writes were queued                          */
     uint8_t state, write;
@@ -50,6 +50,8 @@ struct slot {
     bool sealed;              /* FILLING: its header is complete but for the version        */
     bool on_evict;            /* written when it is about to leave RAM                      */
     bool yields;              /* leaves unwritten rather than let a put fail                */
+    bool leaving;             /* chosen to leave RAM, once it is written                    */
+    bool ready;               /* of those: in the list of what may go at once               */
 };
 
 struct slot_list {
@@ -97,7 +99,7 @@ struct cairn_vault {
     struct slot *slots;
     uint32_t slot_count;
     size_t slot_bytes;
-    struct slot_list free, dirty, flying;
+    struct slot_list free, dirty, flying, ready;
     uint32_t *evict_list;        /* scratch of one allocation, under the lock */
 
     struct cairn_tier *tier;     /* NULL: RAM only */
@@ -110,12 +112,14 @@ struct cairn_vault {
     uint64_t version;            /* last one given out */
     uint64_t ticket;             /* last one given out */
     uint64_t value_max;
+    uint32_t segments;           /* of the log */
     uint64_t dirty_blocks, filling_blocks, lease_blocks;
-    uint64_t ahead_blocks;       /* may leave before write_ahead looks again               */
+    uint64_t leaving_blocks;
     bool some_on_evict;          /* values are written as they leave, whatever o.write is  */
     uint64_t held[VAULT_SPACES]; /* entries of each space                                  */
     uint64_t cleared[VAULT_SPACES]; /* values of a lower version are dead, or about to be   */
     struct drops *drops;
+    struct forgotten *forgotten; /* NULL: RAM only */
     struct identity_row identities[VAULT_IDENTITIES];
     uint64_t identity_tick;
     uint32_t identity_last;
@@ -160,10 +164,22 @@ void slot_release(struct cairn_vault *v, struct slot *s);
 /* Cuts the slot from its entry; the memory goes with the last pin. */
 void slot_detach(struct cairn_vault *v, struct slot *s);
 void slot_leave_orphans(struct cairn_vault *v, struct slot *s);
+/* It was asked for. */
+void slot_touch(struct cairn_vault *v, struct slot *s);
+/* Its turn to leave RAM has come. */
+void slot_leave(struct cairn_vault *v, struct slot *s);
+/* It may go at once: it is written. */
+void slot_ready(struct cairn_vault *v, struct slot *s);
+/* It does not leave yet after all. */
+void slot_stay(struct cairn_vault *v, struct slot *s);
+/* What is to leave RAM next and must be written first, or is written; NONE. */
+uint32_t slot_leaves_next(struct cairn_vault *v);
 void slot_enter_policy(struct cairn_vault *v, struct slot *s, uint32_t weight);
 void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[32]);
 void slot_evict(struct cairn_vault *v, struct slot *s);
 bool slot_evictable(const struct cairn_vault *v, const struct slot *s);
+/* The disk may hold what a slot that leaves its entry was written to, and nobody will know. */
+void slot_forget(struct cairn_vault *v, const struct slot *s);
 /* Counts an accepted value that leaves RAM before it was written. */
 void slot_count_lost(struct cairn_vault *v, const struct slot *s);
 /* `cause` is remembered for whoever asks why the key is not held; NONE: no reason to. */
@@ -186,6 +202,13 @@ uint8_t identity_number(struct cairn_vault *v, const uint8_t *fingerprint);
 void identity_put(struct cairn_vault *v, uint8_t number, uint64_t bytes);
 void identity_hit(struct cairn_vault *v, uint8_t number, uint64_t bytes);
 
+/* store_forgotten.c: lock held */
+struct forgotten *forgotten_open(uint64_t disk_bytes);
+void forgotten_close(struct forgotten *f);
+void forgotten_note(struct cairn_vault *v, const uint8_t key16[16]);
+/* May the disk hold a record of the key that the index knows nothing of? */
+bool forgotten_may(struct cairn_vault *v, const struct cairn_key *key);
+
 /* store_drops.c: lock held */
 struct drops *drops_open(void);
 void drops_close(struct drops *d);
@@ -194,7 +217,7 @@ void drops_note(struct drops *d, const uint8_t key16[16], enum cairn_cause cause
 /* store_write.c */
 void write_queue(struct cairn_vault *v, struct slot *s);
 void write_pump(struct cairn_vault *v);
-/* Queues what is about to leave RAM and must be written first. */
+/* Chooses what leaves RAM next, as far ahead as its write takes. */
 void write_ahead(struct cairn_vault *v);
 /* After puts: starts the writes they ask for. */
 void write_settle(struct cairn_vault *v);
@@ -216,7 +239,7 @@ bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
 
 /* store_bury.c: lock held on entry and return */
 /* Must a tombstone be written before the key shows something else? `id`: its entry or NONE. */
-bool bury_needed(const struct cairn_vault *v, uint32_t id);
+bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id);
 /* Buries until the disk holds no living copy of the key; the lock is not held while it waits. */
 cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns);
 

@@ -60,8 +60,7 @@ static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key
     if (e->slot != CAIRN_SLOT_NONE) {
         s = &v->slots[e->slot];
         slot_pin(s);
-        if (s->in_policy)
-            v->policy->ops->touch(v->policy, e->slot);
+        slot_touch(v, s);
     } else {
         s = load_begin(v, id, key, &cause);
     }
@@ -160,8 +159,7 @@ static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *
     slot_pin(s);
     lease_count(v, s);
     slot_leave_orphans(v, s);
-    if (s->in_policy)
-        v->policy->ops->touch(v->policy, e->slot);
+    slot_touch(v, s);
     *cause = CAIRN_CAUSE_NONE;
     *ret = s;
     return CAIRN_OK;

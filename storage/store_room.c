@@ -63,6 +63,39 @@ static void leave_policy(struct cairn_vault *v, struct slot *s, bool evicted)
     s->in_policy = false;
 }
 
+/* For the policy it is gone: asked for again, it comes back as one that was missed. */
+void slot_leave(struct cairn_vault *v, struct slot *s)
+{
+    leave_policy(v, s, true);
+    s->leaving = true;
+    v->leaving_blocks += s->blocks;
+}
+
+void slot_ready(struct cairn_vault *v, struct slot *s)
+{
+    s->ready = true;
+    slot_list_push(v, &v->ready, slot_number(v, s));
+}
+
+void slot_stay(struct cairn_vault *v, struct slot *s)
+{
+    if (!s->leaving)
+        return;
+    v->leaving_blocks -= s->blocks;
+    if (s->ready)
+        slot_list_remove(v, &v->ready, slot_number(v, s));
+    s->leaving = s->ready = false;
+    if (s->entry != CAIRN_ENTRY_NONE)
+        slot_enter_policy(v, s, s->blocks);
+}
+
+void slot_touch(struct cairn_vault *v, struct slot *s)
+{
+    slot_stay(v, s);
+    if (s->in_policy)
+        v->policy->ops->touch(v->policy, slot_number(v, s));
+}
+
 static void leave_parent(struct cairn_vault *v, struct slot *s)
 {
     if (s->parent != CAIRN_SLOT_NONE && v->slots[s->parent].gen == s->parent_gen)
@@ -102,6 +135,7 @@ static void cut(struct cairn_vault *v, struct slot *s, bool evicted)
     if (s->entry != CAIRN_ENTRY_NONE)
         cairn_index_entry(v->index, s->entry)->slot = CAIRN_SLOT_NONE;
     s->entry = CAIRN_ENTRY_NONE;
+    slot_stay(v, s);
     unqueue(v, s);
     leave_policy(v, s, evicted);
     if (s->state == SLOT_RESIDENT) {
@@ -170,6 +204,12 @@ static bool slot_yields(const struct slot *s)
     return s->yields && s->state == SLOT_RESIDENT && !s->pins && s->write == WRITE_CLEAN;
 }
 
+void slot_forget(struct cairn_vault *v, const struct slot *s)
+{
+    if (s->tried && only_in_ram(v, s))
+        forgotten_note(v, cairn_index_entry(v->index, s->entry)->key);
+}
+
 void slot_count_lost(struct cairn_vault *v, const struct slot *s)
 {
     /* Written once and then reclaimed is not lost: reclaim may drop what was durable. */
@@ -216,7 +256,7 @@ void entry_forget_disk(struct cairn_vault *v, uint32_t id, enum cairn_cause caus
 {
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->block != CAIRN_BLOCK_NONE)
-        count(&v->c.forgotten, 1);
+        forgotten_note(v, e->key);
     e->block = CAIRN_BLOCK_NONE;
     entry_drop_if_empty(v, id, cause);
 }
@@ -224,12 +264,10 @@ void entry_forget_disk(struct cairn_vault *v, uint32_t id, enum cairn_cause caus
 void slot_evict(struct cairn_vault *v, struct slot *s)
 {
     uint32_t id = s->entry;
-    if (s->tried && only_in_ram(v, s))
-        count(&v->c.forgotten, 1);
+    slot_forget(v, s);
     count(&v->c.evicted, 1);
     count(&v->c.evicted_bytes, s->value_len);
     slot_count_lost(v, s);
-    v->ahead_blocks -= s->blocks < v->ahead_blocks ? s->blocks : v->ahead_blocks;
     cut(v, s, true);
     entry_drop_if_empty(v, id, CAIRN_CAUSE_EVICTED);
 }
@@ -261,6 +299,31 @@ static bool usable_orphan(void *arg, uint32_t n)
     return v->slots[n].orphan && usable_tail(arg, n);
 }
 
+static bool usable_next(void *arg, uint32_t n)
+{
+    const struct cairn_vault *v = arg;
+    const struct slot *s = &v->slots[n];
+    return s->state == SLOT_RESIDENT && !s->pins && s->children == 0 &&
+           (s->write == WRITE_CLEAN || s->write == WRITE_FAILED);
+}
+
+uint32_t slot_leaves_next(struct cairn_vault *v)
+{
+    return v->policy->ops->victim(v->policy, usable_next, v, 128);
+}
+
+/* The first of those whose turn had come before. */
+static uint32_t take_ready(struct cairn_vault *v)
+{
+    while (v->ready.head != CAIRN_SLOT_NONE) {
+        struct slot *s = &v->slots[v->ready.head];
+        if (slot_evictable(v, s) && s->children == 0)
+            return v->ready.head;
+        slot_stay(v, s);
+    }
+    return CAIRN_SLOT_NONE;
+}
+
 /* A chain loses its tail before its head. First goes what no lookup can reach, since the chain
  * before it is gone; then what has no resident children; anything only if all have some. */
 static uint32_t pick_victim(struct cairn_vault *v)
@@ -269,11 +332,11 @@ static uint32_t pick_victim(struct cairn_vault *v)
     if (v->orphans)
         n = v->policy->ops->peek(v->policy, usable_orphan, v, 64);
     if (n == CAIRN_SLOT_NONE)
+        n = take_ready(v);
+    if (n == CAIRN_SLOT_NONE)
         n = v->policy->ops->victim(v->policy, usable_tail, v, 128);
-    if (n == CAIRN_SLOT_NONE) {
+    if (n == CAIRN_SLOT_NONE)
         n = v->policy->ops->victim(v->policy, usable_any, v, VICTIM_TRIES);
-        v->ahead_blocks = 0;
-    }
     return n;
 }
 

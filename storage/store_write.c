@@ -41,6 +41,8 @@ void write_queue(struct cairn_vault *v, struct slot *s)
 {
     if (s->write == WRITE_FAILED)
         v->failed_slots--;
+    if (s->ready)
+        slot_stay(v, s);
     s->write = WRITE_QUEUED;
     s->ticket = ++v->ticket;
     v->dirty_blocks += s->blocks;
@@ -71,6 +73,8 @@ static void write_end(struct cairn_vault *v, struct slot *s, bool failed)
     v->ops_writing--;
     v->dirty_blocks -= s->blocks;
     s->write = WRITE_CLEAN;
+    if (failed)
+        slot_stay(v, s);
     if (failed && s->entry != CAIRN_ENTRY_NONE) {
         s->write = WRITE_FAILED;
         v->failed_slots++;
@@ -103,35 +107,32 @@ static bool unwritten(const struct cairn_vault *v, const struct slot *s)
            entry_writable(v, cairn_index_entry(v->index, s->entry));
 }
 
-/* A value that is written when it leaves RAM must be written a little before, or puts find no
- * victims. A look goes over the next victims of an eighth of the arena, within bounds, and lasts
- * until half of them have left. */
-#define AHEAD_TRIES 1024u
-
-struct ahead {
-    struct cairn_vault *v;
-    uint64_t blocks, target;
-};
-
-static bool ahead_seen(void *arg, uint32_t n)
-{
-    struct ahead *a = arg;
-    struct cairn_vault *v = a->v;
-    struct slot *s = &v->slots[n];
-    if (s->on_evict && s->pins == 0 && v->dirty_blocks < a->target && unwritten(v, s))
-        write_queue(v, s);
-    a->blocks += s->blocks;
-    return a->blocks >= a->target;
-}
+/* A value that is written when it leaves RAM is chosen to leave a little before, or puts find no
+ * victims that are written: so much of the arena is free or leaving. What is asked for meanwhile
+ * stays. */
+#define LEAVING_BYTES_MAX (512ull << 20)
+#define LEAVING_AT_ONCE 64u
 
 void write_ahead(struct cairn_vault *v)
 {
-    struct ahead a = {.v = v, .target = v->arena_blocks / 8};
-    if (!v->some_on_evict || v->ahead_blocks || !v->tier || v->tier_off ||
-        cairn_extents_free_blocks(v->extents) + v->dirty_blocks >= a.target)
+    if (!v->some_on_evict || !v->tier || v->tier_off)
         return;
-    v->policy->ops->peek(v->policy, ahead_seen, &a, AHEAD_TRIES);
-    v->ahead_blocks = a.blocks / 2;
+    uint64_t target = v->arena_blocks / 4;
+    if (target > LEAVING_BYTES_MAX / CAIRN_BLOCK)
+        target = LEAVING_BYTES_MAX / CAIRN_BLOCK;
+    for (uint32_t n = 0; n < LEAVING_AT_ONCE; n++) {
+        if (cairn_extents_free_blocks(v->extents) + v->leaving_blocks >= target)
+            break;
+        uint32_t next = slot_leaves_next(v);
+        if (next == CAIRN_SLOT_NONE)
+            break;
+        struct slot *s = &v->slots[next];
+        slot_leave(v, s);
+        if (s->on_evict && unwritten(v, s))
+            write_queue(v, s);
+        else
+            slot_ready(v, s);
+    }
     write_pump(v);
 }
 
@@ -154,6 +155,10 @@ static void store_done(struct cairn_vault *v, struct vault_op *op, struct slot *
         e->block = op->op.block;
         s->written = true;
         e->flags &= (uint16_t)~CAIRN_ENTRY_HIT;
+        if (s->leaving)
+            slot_ready(v, s);
+    } else {
+        slot_stay(v, s);
     }
     slot_release(v, s);
 }
@@ -267,12 +272,10 @@ static bool host_recovered(void *arg, const struct cairn_tier *t,
     uint32_t id = cairn_index_find16(v->index, r->key);
     if (id == CAIRN_ENTRY_NONE) {
         /* Once something was left out, a new key could be an older version of it. */
-        if (v->recover_overflow)
-            return true;
-        id = cairn_index_insert16(v->index, r->key);
+        id = v->recover_overflow ? CAIRN_ENTRY_NONE : cairn_index_insert16(v->index, r->key);
         if (id == CAIRN_ENTRY_NONE) {
             v->recover_overflow = true;
-            count(&v->c.forgotten, 1);
+            forgotten_note(v, r->key);
             return true;
         }
     }
@@ -348,10 +351,12 @@ static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t
     pthread_mutex_unlock(&v->lock);
 }
 
-static void host_strayed(void *arg)
+static void host_strayed(void *arg, const struct cairn_summary_disk *r)
 {
     struct cairn_vault *v = arg;
-    count(&v->c.forgotten, 1);
+    pthread_mutex_lock(&v->lock);
+    forgotten_note(v, r->key);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static void host_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)

@@ -95,7 +95,7 @@ struct cairn_tier_host {
     /* These records are about to be gone: forget those that the index still places there. */
     void (*reclaim)(void *arg, const struct cairn_summary_disk *s, uint32_t count);
     /* A copy that was to be carried over failed and may be on disk all the same, unknown to all. */
-    void (*strayed)(void *arg);
+    void (*strayed)(void *arg, const struct cairn_summary_disk *s);
     /* A lost image's memory is free again. */
     void (*image_back)(void *arg, struct cairn_record_disk *image, uint32_t blocks);
     /* The tier turned itself off after repeated errors. All queued ops fail with TIER_OFF. */

@@ -115,9 +115,10 @@ static uint64_t slot_bit(const struct log_host *h, const struct cairn_record_dis
     return 1ull << (size_t)((const uint8_t *)image - h->arena) / SLOT_BYTES;
 }
 
-static void on_strayed(void *arg)
+static void on_strayed(void *arg, const struct cairn_summary_disk *s)
 {
     (void)arg;
+    (void)s;
 }
 
 static void on_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)
