@@ -95,9 +95,9 @@ SMALL = {"ram": "16MiB", "disk": "256MiB"}
 def node_with(new_node):
     """A started node with these budgets, disk="0" for none; node.again() starts it once more."""
 
-    def make(ram, disk):
+    def make(ram, disk, *more):
         node = new_node()
-        options = [f"--ram={ram}"]
+        options = [f"--ram={ram}", *more]
         if disk != "0":
             options += [f"--disk={disk}", f"--disk-path={node.place}"]
         node.again = lambda: node.start(*options)
@@ -301,7 +301,7 @@ def test_each_lookup_counts_once_wherever_it_ran(node_with):
 
 
 def test_one_reply_may_be_larger_than_the_ram(node_with):
-    node = node_with(ram="16MiB", disk="2GiB")
+    node = node_with("16MiB", "2GiB", "--io-timeout=60s")
     values = {b"part:%d" % i: value_of(b"part:%d" % i, 1, 700000 - i) for i in range(50)}
     with Wire(node.port) as wire:
         for i, (key, value) in enumerate(values.items()):
