@@ -307,7 +307,8 @@ def test_a_dead_process_leaves_nothing(node, victim, close_first):
         assert ask(p, "close") == "closed"
     p.kill()
     until(lambda: shared(node)["lease_pins"] == 0)
-    assert shared(node)["processes"] == 0 and shared(node)["orphans"] == 0
+    until(lambda: shared(node)["processes"] == 0)
+    assert shared(node)["orphans"] == 0
 
 
 def test_a_child_does_not_inherit_the_leases(node, victim):
