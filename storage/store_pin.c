@@ -149,6 +149,10 @@ static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *
         return CAIRN_MISS;
     struct cairn_entry *e = cairn_index_entry(v->index, id);
     struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
+    if (!s && v->tier_off) {
+        *cause = CAIRN_CAUSE_TIER_OFF;
+        return CAIRN_MISS;
+    }
     if (!s || s->state != SLOT_RESIDENT)
         return CAIRN_INPROGRESS;
     *cause = CAIRN_CAUSE_NO_ROOM;

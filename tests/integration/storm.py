@@ -1,6 +1,6 @@
 """A client of a node as a process of its own, to be killed or stopped at any moment: random
-commands on strings and chunks, whose ledger says afterwards what may be there. Ends with status 1 and a
-sentence when it read what may not be, or waited longer than --timeout for any answer.
+commands on strings and chunks, whose ledger says afterwards what may be there. Ends with status 1
+and a sentence when it read what may not be, or waited longer than --timeout for any answer.
 
     storm.py --folder=DIR --number=N --port=P --socket=PATH --seed=S"""
 

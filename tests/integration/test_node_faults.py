@@ -405,7 +405,8 @@ LENGTHS = [b"-1", b"0", b"1", b"2147483647", b"2147483648", b"4294967295", b"429
            b"9223372036854775807", b"9223372036854775808", b"18446744073709551615", b"-2147483648",
            b"1e9", b"", b" 5", b"0x10", b"67108864", b"67108865", b"1048576", b"1048577", b"+5"]
 WORDS = [b"GET", b"SET", b"MSET", b"CAIRN.GET", b"CAIRN.PUT", b"CAIRN.LEASE", b"CAIRN.ATTACH",
-         b"HELLO", b"CLIENT", b"CONFIG", b"COMMAND", b"SCAN", b"CAIRN.CLEAR", b"CAIRN.WHY", b"CAIRN.RELEASE",
+         b"HELLO", b"CLIENT", b"CONFIG", b"COMMAND", b"SCAN", b"CAIRN.CLEAR", b"CAIRN.WHY",
+         b"CAIRN.RELEASE",
          b"CAIRN.DELETE", b"CAIRN.LOOKUP", b"EXPIRE", b"GETEX", b"", b"\xff\x00", b"x" * 300]
 
 

@@ -148,7 +148,7 @@ def test_restart_under_load(new_node, place, rng, full, engine):
 
 
 def test_kill_in_the_middle_of_a_flush_or_clear(new_node, rng, full):
-    """FLUSHALL, CAIRN.CLEAR and DEL of many: what was answered stays gone, and nothing else goes."""
+    """FLUSHALL, CAIRN.CLEAR, DEL of many: what was answered stays gone, and nothing else goes."""
     node = new_node()
     options = ["--ram=32MiB", "--disk=512MiB", f"--disk-path={node.place}"]
     node.start(*options)

@@ -1,0 +1,215 @@
+"""A disk that has no room, fails, hangs or goes away under a running node: values are refused or
+dropped, nobody waits beyond the deadlines, what is read is right, and /healthz says so."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+
+import pytest
+
+import kv_client as kv
+from fleet import (MIB, REPORTS, SANITIZED, Fleet, anonymous, ends_well, fds, fetch, quiet,
+                   sound)
+from kv_client import Kv, key_of
+from ledger import value_of
+from test_env import mount
+
+pytestmark = pytest.mark.timeout(300)
+
+# Deadline of a command that waits for the disk, and what it may take beyond.
+IO_TIMEOUT, SLACK = 1.0, 4.0 * (6 if SANITIZED else 1)
+
+
+@pytest.fixture
+def rng():
+    seed = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().getrandbits(32)))
+    print(f"CAIRN_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+@pytest.fixture
+def disk(place):
+    """An ext4 of 192 MiB in a file, in a folder of its own."""
+    image, path = place / "image", place / "mounted"
+    path.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(192 * MIB)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", image], check=True)
+    mount("-o", "loop", image, path)
+    yield path
+    thaw(path)
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+def options(path, *more):
+    return ["--ram=24MiB", "--disk=128MiB", f"--disk-path={path}", "--io-timeout=1s",
+            *(["--engine=pool"] if SANITIZED == "thread" else []), *more]
+
+
+def put_all(node, turn, seconds):
+    """Puts and gets for so long over one connection each; (stored, refused) and the longest wait."""
+    stored = refused = n = 0
+    longest = 0.0
+    until = time.monotonic() + seconds
+    with Kv(node.port, timeout=60) as tcp, Kv(path=node.socket, timeout=60) as local:
+        while time.monotonic() < until:
+            n += 1
+            name, chunk = b"disk:%d:%d" % (turn, n % 300), key_of("disk", turn, n % 300)
+            value = value_of(name, n, 100_000)
+            for call in (lambda: tcp.call("SET", name, value) == "OK",
+                         lambda: local.put(chunk, value, replace=True, timeout=500)[0] == kv.OK,
+                         lambda: tcp.call("GET", name) in (None, value),
+                         lambda: local.fetch(chunk, len(value)) in (None, value)):
+                begun = time.monotonic()
+                good = call()
+                longest = max(longest, time.monotonic() - begun)
+                stored, refused = stored + good, refused + (not good)
+    return stored, refused, longest
+
+
+def test_more_log_than_disk(new_node, disk):
+    node = new_node()
+    node.start(*options(disk, "--disk=1GiB"), wait=False)
+    assert node.process.wait(30) == 1
+    said = node.said()
+    assert str(disk) in said and ("room" in said or "space" in said), said
+    node.start(*options(disk))
+    ends_well(node)
+
+
+def test_disk_that_others_fill(new_node, disk):
+    """The log has its room: nothing changes for it."""
+    node = new_node().start(*options(disk))
+    with pytest.raises(OSError, match="No space"):
+        with open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(MIB))
+    stored, refused, longest = put_all(node, 0, 3)
+    print(f"{stored} stored, {refused} refused, at most {longest:.2f} s")
+    assert stored and not refused and longest < IO_TIMEOUT + SLACK
+    assert fetch(node, "/healthz")[0] == 200
+    ends_well(node)
+
+
+def test_writes_that_fail(new_node):
+    """Beyond RLIMIT_FSIZE every write fails. The tier goes off, and memory goes on."""
+    node = new_node()
+    node.start(*options(node.place))
+    files, memory = fds(node), anonymous(node)
+    stored, refused, _ = put_all(node, 0, 1)
+    assert stored and not refused
+    resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (MIB, MIB))
+    stored, refused, longest = put_all(node, 1, 4)
+    print(f"{stored} stored, {refused} refused, at most {longest:.2f} s")
+    assert longest < IO_TIMEOUT + SLACK and stored
+    status, why = fetch(node, "/healthz")
+    assert status == 503 and "disk" in why, (status, why)
+    with Kv(path=node.socket) as c:
+        begun = time.monotonic()
+        assert c.call("CAIRN.FLUSH", 1000) != kv.OK, "a flush vouches for what cannot be written"
+        assert time.monotonic() - begun < 1 + SLACK
+        assert c.call("SET", "goes on", "in memory") == "OK"
+        assert c.call("GET", "goes on") == b"in memory"
+        # What only the disk has is missed at once: nobody waits for a disk that is off.
+        begun, misses = time.monotonic(), 0
+        for turn in range(2):
+            for i in range(300):
+                misses += c.call("GET", b"disk:%d:%d" % (turn, i)) is None
+                misses += c.fetch(key_of("disk", turn, i), 100_000) is None
+        each = (time.monotonic() - begun) / 1200
+        assert misses > 100 and each < 0.01, f"{misses} misses; each get took {each:.3f} s"
+    if not SANITIZED:
+        assert anonymous(node) < memory + 64 * MIB
+    quiet(node, files)
+    ends_well(node)
+
+
+def freeze(path):
+    done = subprocess.run(["fsfreeze", "-f", path], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot freeze here: {done.stderr.strip()}")
+
+
+def thaw(path):
+    """Fine if it is not frozen."""
+    subprocess.run(["fsfreeze", "-u", path], capture_output=True, check=False)
+
+
+def test_disk_that_hangs(new_node, disk, place, rng):
+    """Writes do not come back for a while, under load. Every answer comes within its deadline."""
+    node = new_node().start(*options(disk))
+    files = fds(node)
+    fleet = Fleet(node, place / "fleet", rng, count=2, timeout=IO_TIMEOUT + 6 * SLACK)
+    try:
+        fleet.start_all()
+        time.sleep(1)
+        freeze(disk)
+        stored, refused, longest = put_all(node, 0, 6)
+        fleet.check()
+        begun = time.monotonic()
+        status, why = fetch(node, "/healthz")
+        fetch(node, "/metrics")
+        assert time.monotonic() - begun < SLACK
+        thaw(disk)
+        print(f"{stored} stored, {refused} refused, at most {longest:.2f} s; healthz {status} {why}")
+        # Each round may wait for a tombstone and for a read.
+        assert longest < 2 * IO_TIMEOUT + SLACK and stored
+        time.sleep(0.5)
+        fleet.check()
+        fleet.end()
+        print(fleet.tally())
+        quiet(node, files)
+        sound(node)
+        ends_well(node)
+    finally:
+        thaw(disk)
+        fleet.destroy()
+
+
+def test_ending_while_the_disk_hangs(new_node, disk):
+    """SIGTERM is not for ever: it gives up what cannot be written, as soon as the kernel lets go."""
+    node = new_node().start(*options(disk))
+    put_all(node, 0, 0.5)
+    freeze(disk)
+    put_all(node, 1, 0.5)
+    node.process.send_signal(signal.SIGTERM)
+    time.sleep(2)
+    with pytest.raises(OSError):
+        node.connect(tcp=True)
+    thaw(disk)
+    begun = time.monotonic()
+    node.process.wait(60)
+    print(f"ended with {node.process.returncode} after {time.monotonic() - begun:.1f} s more")
+    assert time.monotonic() - begun < 20 and node.process.returncode in (0, 1)
+    assert not any(r in node.said() for r in REPORTS), node.said()[-4000:]
+    node.start(*options(disk))
+    stored, refused, _ = put_all(node, 2, 0.5)
+    assert stored and not refused
+    ends_well(node)
+
+
+@pytest.mark.parametrize("how", ["truncated", "removed", "replaced"])
+def test_the_log_goes_away(new_node, how):
+    """Under a running node: reads are right or missing, and no flush vouches for a lost file."""
+    node = new_node()
+    node.start(*options(node.place))
+    put_all(node, 0, 1)
+    log = node.place / "cairn.log"
+    if how == "truncated":
+        os.truncate(log, 3 * MIB)
+    elif how == "removed":
+        log.unlink()
+    else:
+        (node.place / "other").write_bytes(os.urandom(MIB))
+        os.rename(node.place / "other", log)
+    stored, refused, longest = put_all(node, 0, 2)
+    print(f"{stored} stored, {refused} refused, at most {longest:.2f} s")
+    assert stored and longest < IO_TIMEOUT + SLACK
+    with Kv(path=node.socket) as c:
+        assert c.call("CAIRN.FLUSH", 2000) != kv.OK
+    status, why = fetch(node, "/healthz")
+    assert status == 503 and "disk" in why, (status, why)
+    ends_well(node)
