@@ -1,6 +1,7 @@
 """`cairn` against a running node: each command as a person and as a script uses it, and what it
 says to wrong input, to no node, and to something else that listens there."""
 
+import contextlib
 import json
 import os
 import pty
@@ -145,6 +146,39 @@ def test_a_server_that_never_answers_is_left_in_time(cairn):
     done = cairn("ping", "--timeout", "300ms", "--uri", uri)
     refused(done, 1, "0.3 s", "--timeout")
     assert time.monotonic() - start < 5
+    server.close()
+
+
+HOSTILE = [b"*1048577\r\n", b"*2000000000\r\n", b"$99999999999\r\n", b"*1\r\n" * 50,
+           b"*1048576\r\n" * 7, b"%-5\r\n", b"*-2\r\n", b":12x\r\n", b"$5\r\nabcdefgh\r\n",
+           b"+" + b"a" * 200_000, b"\0\0\0\0\r\n", b"|1\r\n+a\r\n+b\r\n+OK\r\n", b"*0\r\n",
+           b"$-1\r\n", b"_\r\n", b"#x\r\n", b"-ERR \xff\xfe\r\n", b"*2\r\n$4\r\nheld\r\n"]
+
+
+@pytest.mark.parametrize("answer", HOSTILE, ids=lambda a: repr(a[:16]))
+def test_no_answer_does_harm(cairn, answer):
+    """Whatever answers: a sentence and exit status 1 or, where it is an answer after all, 0."""
+    server = socket.create_server(("127.0.0.1", 0))
+    uri = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    ended = False
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while not ended:
+                c, _ = server.accept()
+                with c, contextlib.suppress(OSError):
+                    while c.recv(65536):
+                        c.sendall(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    for args in (["ping"], ["info", "--json"], ["stat"], ["top", "--once", "--interval", "10ms"],
+                 ["config", "print", "--json"], ["clear", "--all", "--yes"],
+                 ["pin", "--key", "00" * 32], ["why-miss", "--key", "00" * 32]):
+        done = cairn(*args, "--timeout", "300ms", "--uri", uri)
+        assert done.returncode in (0, 1, 2), (args, done)
+        if done.returncode:
+            assert done.stderr.startswith(b"cairn: ") and done.stderr.count(b"\n") == 1
+    ended = True
     server.close()
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from kv_client import Kv, key_of, put_item, value_of
+from kv_client import Kv, key_of, value_of
 from prometheus_client.parser import text_string_to_metric_families
 
 MIB = 1 << 20
@@ -318,34 +318,25 @@ def test_healthz_goes_red_when_the_disk_is_off(new_node, dying_disk):
 
 
 def test_healthz_goes_red_when_every_put_is_refused(node):
-    """Half-sent values take all of the memory: who else puts is refused, until they are gone."""
-    hogs = []
-    try:
-        for i in range(200):
-            hog = kv(node)
-            hogs.append(hog)
-            key = key_of("hog", i)
-            head = put_item(key, MIB)
-            hog.sock.sendall(b"*6\r\n$9\r\nCAIRN.PUT\r\n$4\r\n9999\r\n$%d\r\n%s\r\n" %
-                             (len(head), head) + b"$32\r\n" + bytes(32) + b"\r\n$0\r\n\r\n"
-                             b"$%d\r\n" % MIB + bytes(MIB // 2))
-        end = time.monotonic() + 20
-        with kv(node) as c:
-            while fetch(node, "/healthz")[0] == 200:
-                key = key_of("refused", time.monotonic())
-                c.put(key, value_of(key, LENGTH))
-                assert time.monotonic() < end, "puts are refused, and it is still green"
-        status, text, _ = fetch(node, "/healthz")
-        assert status == 503 and "every put is refused" in text
-    finally:
-        for hog in hogs:
-            hog.close()
-    end = time.monotonic() + 20
+    """Every other value is leased, so that nothing can be moved out of the way of a larger one."""
+    small = [key_of("small", i) for i in range(126)]
     with kv(node) as c:
-        while fetch(node, "/healthz")[0] != 200:
-            key = key_of("again", time.monotonic())
-            c.put(key, value_of(key, LENGTH))
-            assert time.monotonic() < end, "memory is free again, and it is still red"
+        for key in small:
+            assert c.put(key, value_of(key, MIB // 2))[0] == 0
+        leases = [c.lease([key])[0] for key in small[::2]]
+        assert fetch(node, "/healthz")[0] == 200
+        refused = 0
+        for i in range(30):
+            key = key_of("large", i)
+            refused += c.put(key, value_of(key, 4 * MIB))[0] == -11
+        assert refused == 30
+        status, text, _ = fetch(node, "/healthz")
+        assert status == 503 and "every put is refused, 30 since one was stored" in text
+        assert Metrics(node).of("cairn_put_refused_total", cause="no_room") == 30
+        assert c.call("CAIRN.RELEASE", *[lease for lease in leases if lease]) > 0
+        key = key_of("again")
+        assert c.put(key, value_of(key, 4 * MIB))[0] == 0
+    assert fetch(node, "/healthz")[:2] == (200, "ok\n")
 
 
 # --- state ---

@@ -323,17 +323,19 @@ static void call_collect(struct connection *k)
 static bool call_refused(struct connection *k, const struct command *command)
 {
     struct call *call = &k->call;
-    if (k->refused)
+    if (k->refused) {
+        count(&k->c.node->stats.no_room, 1);
         call_error(call, OOM);
-    else if (!command)
+    } else if (!command) {
         command_unknown(call);
-    else if (command->arity > 0 ? (int)call->argc != command->arity
-                                : (int)call->argc < -command->arity)
+    } else if (command->arity > 0 ? (int)call->argc != command->arity
+                                  : (int)call->argc < -command->arity) {
         call_arity(call);
-    else if ((command->flags & COMMAND_LOCAL) && !k->c.local)
+    } else if ((command->flags & COMMAND_LOCAL) && !k->c.local) {
         call_error(call, "ERR this command works on the unix socket only");
-    else
+    } else {
         return false;
+    }
     return true;
 }
 

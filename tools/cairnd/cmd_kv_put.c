@@ -175,6 +175,8 @@ enum call_flow kv_put_run(struct call *c)
     if (!received) {
         cairn_status st = c->args[ARG_BYTES].data || p.window ? fill_room(&p, &room)
                                                               : CAIRN_NOSPACE;
+        if (st == CAIRN_NOSPACE)
+            atomic_fetch_add_explicit(&c->node->stats.no_room, 1, memory_order_relaxed);
         if (st)
             return answer(c, st, cause_of(st));
     }

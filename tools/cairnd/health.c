@@ -15,20 +15,23 @@ static struct {
     uint64_t stored, refused_then, refused_last, refused_ns;
 } watch = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-/* Of the causes only those that are the store's doing: a key or value of an impossible size is its
- * caller's. */
-static uint64_t refusals(const struct cairn_vault_figures *f)
+/* Of the causes only those that are the store's doing: bytes that differ from their checks, a key
+ * or value of an impossible size are their sender's. */
+static uint64_t refusals(const struct node *n, const struct cairn_vault_figures *f)
 {
-    uint64_t n = 0;
+    uint64_t sum = atomic_load_explicit(&n->stats.no_room, memory_order_relaxed);
     for (int i = 1; i < CAIRN_CAUSE_COUNT; i++)
-        n += i == CAIRN_CAUSE_BAD_KEY || i == CAIRN_CAUSE_TOO_BIG ? 0 : f->refused[i];
-    return n;
+        if (i != CAIRN_CAUSE_NO_ROOM && i != CAIRN_CAUSE_BAD_KEY && i != CAIRN_CAUSE_TOO_BIG &&
+            i != CAIRN_CAUSE_CHECKSUM)
+            sum += f->refused[i];
+    return sum;
 }
 
 /* How many puts were refused since one was stored, 0 unless they go on being refused. */
-static uint64_t refused_in_a_row(const struct cairn_vault_figures *f)
+static uint64_t refused_in_a_row(const struct node *n, const struct cairn_vault_figures *f)
 {
-    uint64_t stored = f->put_stored + f->put_existing + f->put_replaced, refused = refusals(f);
+    uint64_t stored = f->put_stored + f->put_existing + f->put_replaced;
+    uint64_t refused = refusals(n, f);
     uint64_t now = cairn_now_ns();
     pthread_mutex_lock(&watch.lock);
     if (stored != watch.stored) {
@@ -48,7 +51,7 @@ bool report_health(struct node *n, char *why, size_t cap)
 {
     struct cairn_vault_figures f;
     cairn_vault_figures(n->vault, &f);
-    uint64_t refused = refused_in_a_row(&f);
+    uint64_t refused = refused_in_a_row(n, &f);
     if (atomic_load(&n->stopping) || f.closing)
         snprintf(why, cap, "the node is stopping: send nothing more to it");
     else if (f.disk_off)

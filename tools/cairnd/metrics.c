@@ -337,6 +337,7 @@ size_t report_metrics(struct node *n, char *out, size_t cap)
     struct text t = {.out = out, .cap = cap};
     struct cairn_vault_figures f;
     cairn_vault_figures(n->vault, &f);
+    f.refused[CAIRN_CAUSE_NO_ROOM] = get(&n->stats.no_room);
     add_health(&t, n, &f);
     add_work(&t, &f);
     add_requests(&t, n);

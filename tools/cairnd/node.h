@@ -130,6 +130,8 @@ struct node_stats {
     _Atomic uint64_t closed_idle, closed_handshake, closed_request, closed_output;
     _Atomic uint64_t closed_protocol, closed_memory;
     _Atomic uint64_t payload_refused; /* long arguments there was no memory for */
+    /* Values answered with "no room"; the vault counts every try for one. */
+    _Atomic uint64_t no_room;
     _Atomic uint64_t commands, errors, slow_commands; /* slow: went to a worker */
     _Atomic uint64_t bytes_in, bytes_out;
     _Atomic uint64_t string_hits, string_misses, string_expired;

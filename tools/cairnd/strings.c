@@ -238,8 +238,10 @@ static cairn_status room_take(struct call *c, size_t len, struct cairn_room *ret
             return st;
         if (!c->may_wait)
             return CAIRN_INPROGRESS;
-        if (cairn_now_ns() + step >= c->deadline_ns)
+        if (cairn_now_ns() + step >= c->deadline_ns) {
+            atomic_fetch_add_explicit(&c->node->stats.no_room, 1, memory_order_relaxed);
             return st;
+        }
         nap(step);
         step = step < ROOM_STEP_MAX_NS ? step * 2 : step;
     }
