@@ -68,6 +68,7 @@ def test_client_names_and_list(node):
     assert {"first", "second"} <= set(listed)
     assert listed["first"]["lib-name"] == "redis-py" and listed["first"]["cmd"] == "client"
     assert listed["second"]["addr"].startswith("127.0.0.1:")
+    assert listed["second"]["laddr"] == f"127.0.0.1:{node.port}"
     assert one.client_info()["name"] == "first"
     assert [c["name"] for c in one.client_list(client_id=[str(two.client_id())])] == ["second"]
     assert one.client_list(_type="pubsub") == []

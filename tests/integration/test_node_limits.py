@@ -55,6 +55,21 @@ def test_connections_have_a_number(new_node):
         assert s.recv(10) == b"+PONG\r\n"
 
 
+def test_only_the_users_named_may_use_the_socket(new_node):
+    node = new_node().start(f"--allow-uids={os.getuid() + 1}", wait=False)
+    end = time.monotonic() + 30
+    while True:
+        try:
+            assert node.redis().ping()
+            break
+        except redis.ConnectionError:
+            assert time.monotonic() < end
+    with node.connect() as s:
+        assert s.recv(100) == b"-NOPERM this user may not connect; see the option allow-uids\r\n"
+        assert s.recv(10) == b""
+    assert counter(node, "rejected_connections") == 1
+
+
 def test_who_says_nothing_is_closed(new_node):
     node = new_node().start("--stall-timeout=300ms")
     with node.connect() as silent, node.connect() as greeted:

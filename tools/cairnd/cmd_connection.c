@@ -168,15 +168,19 @@ static void describe(struct text *t, struct client *c, uint64_t now)
     uint64_t queued = atomic_load_explicit(&k->queued_seen, memory_order_relaxed);
     uint64_t age = (now - c->since_ns) / CAIRN_NS_PER_S;
     uint64_t idle = now > active ? (now - active) / CAIRN_NS_PER_S : 0;
-    char name[32] = "NULL";
+    char name[32] = "NULL", here[320];
+    if (c->local)
+        snprintf(here, sizeof here, "%s", c->address);
+    else
+        snprintf(here, sizeof here, "%s:%u", c->node->o.bind, (unsigned)c->node->o.port);
     for (size_t i = 0; command && i < sizeof name; i++)
         if (!(name[i] = (char)tolower((unsigned char)command->name[i])))
             break;
-    text_add(t, "id=%" PRIu64 " addr=%s laddr= fd=%d name=%s age=%" PRIu64 " idle=%" PRIu64
+    text_add(t, "id=%" PRIu64 " addr=%s laddr=%s fd=%d name=%s age=%" PRIu64 " idle=%" PRIu64
                 " flags=%s db=0 sub=0 psub=0 ssub=0 multi=-1 qbuf=0 qbuf-free=0 argv-mem=0 "
                 "multi-mem=0 obl=0 oll=0 omem=%" PRIu64 " tot-mem=%" PRIu64 " events=r cmd=%s "
                 "user=default redir=-1 resp=%u lib-name=%s lib-ver=%s\n",
-             c->id, c->address, c->fd, c->name, age, idle, c->local ? "U" : "N", queued,
+             c->id, c->address, here, c->fd, c->name, age, idle, c->local ? "U" : "N", queued,
              atomic_load_explicit(&c->memory, memory_order_relaxed), name,
              atomic_load_explicit(&k->proto_seen, memory_order_relaxed), c->library,
              c->library_version);
