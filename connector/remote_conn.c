@@ -103,6 +103,13 @@ bool conn_flush_now(struct remote_conn *c)
     return send_all(c, false) == CAIRN_OK;
 }
 
+void conn_forget(struct remote_conn *c)
+{
+    if (c->iov_count && !c->send_failed)
+        c->send_failed = CAIRN_CANCELED;
+    written(c);
+}
+
 /* Text goes to the end of the last run if that is text too. */
 static void text_add(struct remote_conn *c, const void *data, size_t len)
 {

@@ -84,6 +84,8 @@ void conn_part_end(struct remote_conn *c);
 cairn_status conn_flush(struct remote_conn *c);
 /* Sends what the socket takes at once; false: not all of it, drop the connection. */
 bool conn_flush_now(struct remote_conn *c);
+/* Of a call that failed: what it wrote is not sent any more, nor anything behind it. */
+void conn_forget(struct remote_conn *c);
 
 /* --- reading; anything but CAIRN_OK and CAIRN_BUSY: drop the connection --- */
 

@@ -190,6 +190,7 @@ static void drop(struct remote *r, struct remote_conn *c, bool lost)
     pthread_mutex_lock(&r->lock);
     c->dropped = true;
     c->lost = lost;
+    conn_forget(c);
     while (c->released) {
         struct remote_pin *pin = c->released;
         c->released = pin->next;

@@ -583,6 +583,51 @@ def test_calls_release_the_interpreter(uri):
         assert told and turns > 1000, "the second open held the interpreter, or was let in"
 
 
+# --- nodes ---
+
+
+@pytest.mark.parametrize("scheme", ["unix", "tcp"])
+def test_a_node_that_goes_away_is_a_miss(node, rng, scheme):
+    uri = f"unix:{node.socket}" if scheme == "unix" else f"tcp://127.0.0.1:{node.port}"
+    keys = prompt(rng)
+    given = values(rng, 8)
+    with cairn.open(uri) as store:
+        assert all(store.put(keys, given))
+        with store.lease(keys[:1]) as lease:
+            view = np.frombuffer(lease[0], np.uint8)
+        node.kill()
+        assert view.tobytes() == given[0], "what was lent stays readable"
+        began = time.monotonic()
+        for _ in range(100):
+            assert store.get(keys, outs(given)) == [False] * 8
+            assert store.put(keys, given) == [False] * 8
+            assert store.lookup(keys) == 0 and len(store.lease(keys)) == 0
+            assert store.size(keys[0]) is None
+        assert time.monotonic() - began < 20
+        for call in (lambda: store.delete(keys), store.flush):  # "not held" would be a lie
+            with pytest.raises(cairn.Error):
+                call()
+        assert store.why(keys.identity)["seen"] == 0
+        client = store.stats()["client"]
+        assert client["breaker"] == "open" and client["misses"]["node"] >= 800
+        node.start()
+        end = time.monotonic() + 20
+        while not all(store.put(keys, given)):
+            assert time.monotonic() < end, store.stats()
+            time.sleep(0.05)
+        got = outs(given)
+        assert all(store.get(keys, got)) and got == given
+        assert view.tobytes() == given[0]
+        del view
+
+
+def test_without_a_node(tmp_path):
+    with pytest.raises(cairn.NotFoundError, match="nobody.sock"):
+        cairn.open(f"unix:{tmp_path}/nobody.sock")
+    with pytest.raises(cairn.UnsupportedError, match="10.1.2.3"):
+        cairn.open("tcp://10.1.2.3:7379")
+
+
 # --- the disk ---
 
 

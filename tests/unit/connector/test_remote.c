@@ -282,7 +282,9 @@ Test(remote, late_answers_are_nobodys)
     atomic_store(&over, true);
     pthread_join(thread, NULL);
     cr_assert(hits > 0 && late > 0, "%ld hits and %ld late ones prove nothing", hits, late);
-    usleep(100000);
+    wait_for_node();
+    for (int i = 0; i < 100 && stat_number("\"leased_bytes\":"); i++)
+        usleep(10000);
     cr_assert_eq(stat_number("\"leased_bytes\":"), 0, "what timed out holds no memory");
 }
 
