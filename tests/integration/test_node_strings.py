@@ -349,6 +349,56 @@ def test_one_of_many_wins(node):
             assert wire.call("GET", lock) == b"%d" % winner + big
 
 
+def test_readers_see_no_older_value(node_with, seed, full):
+    """Each key has one writer, which says what it began and what was acknowledged; whoever reads in
+    between gets something that was begun, not older than what had been acknowledged, or nothing."""
+    node = node_with("16MiB", "64MiB")
+    writers, each = 3, 15
+    names = [b"one:%d" % i for i in range(writers * each)]
+    begun, acknowledged = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    end = time.monotonic() + (30 if full else 5)
+    wrong, reads = [], [0] * 4
+
+    def write(number):
+        rng = random.Random(seed + number)
+        with Wire(node.port) as wire:
+            while time.monotonic() < end and not wrong:
+                key = rng.choice(names[number * each:(number + 1) * each])
+                generation = begun[key] = begun[key] + 1
+                value = value_of(key, generation, rng.choice([50, 4000, 20000, 300000]))
+                words = rng.choice([("SET", key, value), ("GETSET", key, value), ("DEL", key),
+                                    ("SET", key, value, "EX", 100), ("MSET", key, value)])
+                answer = wire.call(*words)
+                if isinstance(answer, Error):
+                    wrong.append((words[0], answer))
+                acknowledged[key] = generation
+                if rng.random() < 0.2:
+                    wire.call(rng.choice(["PERSIST", "GET", "TTL"]), key)
+
+    def read(number):
+        rng = random.Random(seed - number)
+        with Wire(node.port) as wire:
+            while time.monotonic() < end and not wrong:
+                some = rng.sample(names, rng.choice([1, 1, 3]))
+                least = [acknowledged[key] for key in some]
+                for key, low, got in zip(some, least, wire.call("MGET", *some)):
+                    reads[number] += got is not None
+                    head = got.split(b"|")[0].split(b":") if got else None
+                    generation, size = (int(head[-2]), int(head[-1])) if head else (low, 0)
+                    if got is not None and (not low <= generation <= begun[key] or
+                                            got != value_of(key, generation, size)):
+                        wrong.append((key, low, begun[key], got[:60]))
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(writers)] + \
+        [threading.Thread(target=read, args=(i,)) for i in range(len(reads))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong, wrong[:3]
+    assert sum(reads) > 100
+
+
 def test_getset_hands_each_value_on_once(node):
     def swap(wire, i):
         return [wire.call("GETSET", "chain", b"%d:%d" % (i, j)) for j in range(50)]
