@@ -64,8 +64,9 @@ Test(node_options, lines)
 {
     char err[512];
     struct node_options o = defaults();
-    cr_assert_eq(text(&o, "# all\n\n ram  2GiB \r\nsocket \"\"\nlog-file \"/a b\"\nport=1\nworkers = 2",
-                      err, sizeof err), CAIRN_OK, "%s", err);
+    const char *lines = "# all\n\n ram  2GiB \r\nsocket \"\"\nlog-file \"/a b\"\nport=1\n"
+                        "workers = 2";
+    cr_assert_eq(text(&o, lines, err, sizeof err), CAIRN_OK, "%s", err);
     cr_assert_eq(o.ram, 2ull << 30);
     cr_assert_str_eq(o.socket, "");
     cr_assert_str_eq(o.log_file, "/a b");
