@@ -459,6 +459,21 @@ def test_a_scan_sees_all_that_stays(node, seed):
                 t.join()
 
 
+def test_many_keys_are_walked(node):
+    names = {b"many:%d" % i for i in range(3000)}
+    with Wire(node.port, proto=3) as wire:
+        wire.send(b"".join(request("SET", name, "x") for name in sorted(names)))
+        assert {wire.value() for _ in names} == {"OK"}
+        assert wire.call("DBSIZE") == len(names)
+        assert sorted(wire.call("KEYS", "*")) == sorted(names)
+        assert sorted(wire.call("KEYS", "many:29??")) == [b"many:%d" % i for i in range(2900, 3000)]
+        assert set(scan_all(wire, "COUNT", 1000000)) == names
+        assert len({wire.call("RANDOMKEY") for _ in range(60)} & names) > 10
+        assert wire.call("CONFIG", "SET", "output-max", "16384") == "OK"
+        assert "SCAN" in wire.call("KEYS", "*")
+        assert wire.call("PING") == "PONG"
+
+
 # --- bounds ---
 
 def test_bounds_of_keys_and_values(node_with):
@@ -479,6 +494,16 @@ def test_bounds_of_keys_and_values(node_with):
     with Wire(node.port) as wire:
         wire.send(b"*3\r\n$3\r\nSET\r\n$1\r\nx\r\n$%d\r\n" % (64 * MIB + 1))
         assert isinstance(wire.value(), Error)
+
+
+def test_a_value_that_the_ram_cannot_hold_is_refused(node_with):
+    node = node_with("16MiB", "0")
+    with Wire(node.port) as wire:
+        assert wire.call("SET", "k", "old") == "OK"
+        for words in [("SET", "k", b"x" * (20 * MIB)), ("MSET", "k", b"x" * (20 * MIB)),
+                      ("SETEX", "k", 10, b"x" * (20 * MIB))]:
+            assert isinstance(wire.call(*words), Error)
+        assert wire.call("GET", "k") == b"old"
 
 
 def test_a_client_that_does_not_read_holds_nobody_up(node_with):
