@@ -147,7 +147,8 @@ static cairn_status pin_waiting(struct call *c, const struct string_key *k,
             return st;
         nap(PIN_STEP_NS);
     }
-    return CAIRN_MISS;
+    /* It is there, but no room or no answer for it. */
+    return CAIRN_TIMEOUT;
 }
 
 static cairn_status pin(struct call *c, const struct string_key *k, uint32_t flags,
@@ -341,7 +342,7 @@ enum call_flow string_end(struct call *c, cairn_status st)
     case CAIRN_TOOBIG:
         return call_error(c, "ERR string exceeds maximum allowed size (proto-max-bulk-len)");
     case CAIRN_TIMEOUT:
-        return call_error(c, "ERR the disk was not done in time (--io-timeout): try again");
+        return call_error(c, "ERR the disk or memory for it was not free in time: try again");
     case CAIRN_IO:
         return call_error(c, "ERR the disk could not record that the old value is gone, so it "
                              "stays: see INFO for the state of the disk");
