@@ -128,6 +128,28 @@ def test_a_hit_is_the_engine_s_own(start, words, place):
         engine.stop()
 
 
+def test_engines_share_a_node(start, words, node):
+    prompt = words[:4 * BLOCK + 60]
+    node.kill()
+    node.start("--ram=512MiB")
+    engine = start("first", uri=f"unix:{node.socket}")
+    assert engine.answer(prompt)["cached_tokens"] == 0
+    own = engine.answer(prompt)
+    engine.reset()
+    loaded = engine.answer(prompt)
+    assert hit(loaded, 4 * BLOCK) and same(loaded, own)
+    engine.stop()
+    engine = start("second", uri=f"tcp://127.0.0.1:{node.port}")
+    loaded = engine.answer(prompt)
+    assert hit(loaded, 4 * BLOCK) and same(loaded, own)
+    assert engine.stats()["client"]["breaker"] == "closed"
+    # Without its node the engine computes.
+    node.kill()
+    engine.reset()
+    alone = engine.answer(prompt)
+    assert alone["cached_tokens"] == 0 and alone["finish"] == "length"
+
+
 def damaged(start, place, words, prompts, chunk):
     """Runs a first engine over the prompts, then flips a bit of one chunk of the first prompt on
     disk, in a segment that is sealed: so a lookup still finds it. Returns the first answers."""
