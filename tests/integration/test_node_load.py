@@ -31,8 +31,7 @@ def rng():
 def small_node(new_node):
     """With RAM and disk so small that values come and go all the time."""
     node = new_node()
-    return node.start("--ram=24MiB", "--disk=256MiB", f"--disk-path={node.place}",
-                      *(["--engine=pool"] if SANITIZED == "thread" else []))
+    return node.start("--ram=24MiB", "--disk=256MiB", f"--disk-path={node.place}")
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_clients_are_killed_and_stopped(small_node, fleet, rng, full):
     fleet.check()
     fleet.end()
     print(f"{kills} kills, {stops} stops, {fleet.tally()}")
-    assert fleet.total("hits") > 50 * kills and fleet.total("leases") > kills / 2
+    assert kills and stops and fleet.total("hits") > 200 and fleet.total("leases") > 0
     quiet(node, files)
     ends_well(node)
 
