@@ -522,6 +522,36 @@ def test_a_client_that_does_not_read_holds_nobody_up(node_with):
             assert wire.call("SET", f"w:{i}", b"y" * MIB) == "OK"
 
 
+def test_what_replies_hold_does_not_make_a_key_absent(node_with):
+    """Half of the RAM waits to be taken by clients that do not read: what exists still does."""
+    node = node_with("16MiB", "0", "--io-timeout=300ms")
+    mine = b"mine" * 300000
+    nothing = 0
+    with Wire(node.port) as wire:
+        for i in range(12):
+            assert wire.call("SET", f"v:{i}", os.urandom(MIB)) == "OK"
+        assert wire.call("SET", "lock", mine, "EX", 1000) == "OK"
+        slow = [Wire(node.port) for _ in range(12)]
+        for i, one in enumerate(slow):
+            one.send(request("GET", f"v:{i}") * 40)
+        time.sleep(0.3)
+        for _ in range(3):
+            assert wire.call("SETNX", "lock", "stolen") != 1
+            assert wire.call("SET", "lock", "stolen", "NX") != "OK"
+            assert wire.call("MSETNX", "lock", "stolen", "other", "x") != 1
+            got = wire.call("GET", "lock")
+            assert got in (mine, None)
+            nothing += got is None
+        assert nothing, "the replies did not fill the memory they may"
+        for one in slow:
+            one.close()
+        deadline = time.monotonic() + 10
+        while (got := wire.call("GET", "lock")) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert got == mine and wire.call("TTL", "lock") > 900
+        assert wire.call("SETNX", "lock", "stolen") == 0
+
+
 def test_an_empty_string_is_a_value(node_with):
     node = node_with(ram="16MiB", disk="2GiB")
     with Wire(node.port) as wire:
