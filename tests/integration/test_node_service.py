@@ -16,6 +16,13 @@ import pytest
 from kv_client import Kv, key_of, value_of
 
 
+def wait_for_text(file, text: str) -> None:
+    end = time.monotonic() + 10
+    while not file.exists() or text not in file.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def listener(address: str) -> socket.socket:
     s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     s.bind("\0" + address[1:] if address.startswith("@") else address)
@@ -111,7 +118,7 @@ def test_the_unit_allows_what_the_node_calls(root, cairnd, new_node):
     folder = node.place / "disk"
     folder.mkdir()
     wrapper = node.place / "cairnd"
-    wrapper.write_text(f"#!/bin/sh\nexec strace -f -qq -o {trace} {node.program} \"$@\"\n")
+    wrapper.write_text(f"#!/bin/sh\nexec strace -D -f -q -o {trace} {node.program} \"$@\"\n")
     wrapper.chmod(0o755)
     node.program = wrapper
     node.start("--disk=64MiB", f"--disk-path={folder}", timeout=60)
@@ -128,8 +135,8 @@ def test_the_unit_allows_what_the_node_calls(root, cairnd, new_node):
     urllib.request.urlopen(f"http://127.0.0.1:{node.http_port}/metrics", timeout=20).read()
     r.config_set("spin", "0")
     r.flushall()
-    subprocess.run(["pkill", "-TERM", "-P", str(node.process.pid)], check=True)
-    assert node.process.wait(60) == 0
+    assert node.stop(60) == 0
+    wait_for_text(trace, f"{node.process.pid} +++ exited with 0")
     used = set(re.findall(r"^\d+ +(\w+)\(", trace.read_text(errors="replace"), re.MULTILINE))
     assert "io_uring_enter" in used or "pwritev2" in used
     # Made by strace's own start of the program.
@@ -255,13 +262,6 @@ def test_ending_under_load_loses_nothing_acknowledged(new_node):
     r = node.redis()
     for i, value in known.items():
         assert r.get(f"k{i}") == value
-
-
-def wait_for_text(file, text: str) -> None:
-    end = time.monotonic() + 10
-    while not file.exists() or text not in file.read_text():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_the_log_file_is_opened_again(new_node):
