@@ -478,6 +478,38 @@ def test_clear(request, kind):
         assert [kv.lookup(k)[0] for k in (trunk, left, right)] == [0, 0, 0]
 
 
+def test_clear_what_is_on_disk_only(disk_node):
+    node = disk_node
+    one, _, (trunk, left, right) = clear_stage(connect(node))
+    assert connect(node).call("CAIRN.FLUSH", 4000) == OK
+    node.stop()
+    node.start(f"--disk-path={node.place / 'node.cairn'}", "--disk=256MiB")
+    kv = connect(node)
+    assert kv.lookup(trunk) == [30, 0]
+    assert kv.call("CAIRN.CLEAR", "PREFIX", left[0]) == 20
+    assert kv.call("CAIRN.CLEAR", "IDENTITY", one) == 30
+    assert [kv.lookup(k)[0] for k in (trunk, left, right)] == [0, 0, 20]
+    node.kill()
+    node.start(f"--disk-path={node.place / 'node.cairn'}", "--disk=256MiB")
+    kv = connect(node)
+    assert [kv.lookup(k)[0] for k in (trunk, left, right)] == [0, 0, 20]
+    assert kv.call("GET", "a string") == b"stays"
+
+
+@pytest.mark.parametrize("way", ["PREFIX", "IDENTITY"])
+def test_clear_more_than_a_batch(node, way):
+    kv = connect(node)
+    mark = key_of("many")
+    links, others = chain("many", [50] * 3000), chain("others", [50] * 200)
+    put_chain(kv, links, fingerprint=mark)
+    put_chain(kv, others)
+    keys = [key for key, _, _ in links]
+    assert kv.lookup(keys) == [3000, 3000]
+    assert kv.call("CAIRN.CLEAR", way, keys[0] if way == "PREFIX" else mark) == 3000
+    assert kv.lookup(keys) == [0, 0]
+    assert kv.lookup([key for key, _, _ in others]) == [200, 200]
+
+
 def test_whymiss(lru_node):
     kv = connect(lru_node, proto=3)
     key = key_of("why")
