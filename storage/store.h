@@ -89,8 +89,8 @@ cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *
                                  struct cairn_pin *ret, enum cairn_cause *cause);
 
 /* Unpins a value that is not what its reader asked for (LENGTH, IDENTITY), or whose bytes it found
- * damaged (CHECKSUM, HEADER: the RAM copy is dropped). Counts as a miss, beside the hit that the pin
- * was. */
+ * damaged (CHECKSUM, HEADER: the RAM copy is dropped). Counts as a miss, beside the hit that the
+ * pin was. */
 void cairn_vault_pin_reject(struct cairn_vault *v, const struct cairn_pin *pin,
                             enum cairn_cause cause);
 

@@ -102,9 +102,17 @@ Test(format, lengths_and_blocks_agree)
     cr_assert_not(cairn_record_check(&r, &shape, end - 4, 5), "over the trailer");
     record_make(&r, end - 4, 2 * 4096, 0);
     cr_assert(cairn_record_check(&r, &shape, end - 4, 5));
-    r.loc.kind = 4;
+    r.loc.kind = CAIRN_RECORD_CLEAR;
     cairn_loc_seal(&r.loc);
-    cr_assert_not(cairn_record_check(&r, &shape, end - 4, 5));
+    cr_assert_not(cairn_record_check(&r, &shape, end - 4, 5), "a clear with a value");
+    r.loc.blocks = 1;
+    r.body.value_len = 0;
+    cairn_body_seal(&r.body);
+    cairn_loc_seal(&r.loc);
+    cr_assert(cairn_record_check(&r, &shape, end - 4, 5));
+    r.loc.kind = CAIRN_RECORD_CLEAR + 1;
+    cairn_loc_seal(&r.loc);
+    cr_assert_not(cairn_record_check(&r, &shape, end - 4, 5), "a kind of another day");
 }
 
 Test(format, pieces_and_side_records)
