@@ -118,6 +118,7 @@ uint64_t remote_piece_hash(struct remote_conn *c, const struct cairn_sgl *list, 
 uint32_t remote_runs(const struct cairn_sgl *list, size_t off, size_t len, struct iovec *out,
                      uint32_t cap, size_t *ret_len);
 void remote_missed(struct remote *r, enum cairn_cause cause);
+bool remote_damage(enum cairn_cause cause);
 
 /* remote.c: text that a command answers with (free it); false: there is none. */
 bool remote_text(struct remote *r, const char *command, const void *canon, size_t canon_len,

@@ -11,9 +11,15 @@
 #define LEASE_TTL_MS 60000u
 #define RUNS 64u
 
+#define SUSPECTS 16u
+
 struct get_call {
+    struct remote *r;
     struct cairn_get *gets;
     size_t count;
+    struct cairn_key suspects[SUSPECTS]; /* whose bytes or headers did not verify            */
+    uint32_t suspect_count;
+    bool told;                           /* the node was told once: what fails now, is a miss */
 };
 
 /* Keys that are asked for with one command. */
@@ -34,6 +40,35 @@ static void settle(struct cairn_get *g, enum cairn_cause cause)
     g->status = cause == CAIRN_CAUSE_NONE       ? CAIRN_OK
                 : cause == CAIRN_CAUSE_DEADLINE ? CAIRN_TIMEOUT
                                                 : CAIRN_MISS;
+}
+
+/* A damaged copy in the node's memory may have a good one on its disk: the key stays without a result
+ * until the node has looked. */
+static void settle_checked(struct get_call *call, struct cairn_get *g, enum cairn_cause cause)
+{
+    if (!remote_damage(cause) || call->told || call->suspect_count == SUSPECTS) {
+        settle(g, cause);
+        return;
+    }
+    remote_missed(call->r, cause);
+    call->suspects[call->suspect_count++] = g->key;
+}
+
+bool remote_damage(enum cairn_cause c)
+{
+    return c == CAIRN_CAUSE_CHECKSUM || c == CAIRN_CAUSE_HEADER || c == CAIRN_CAUSE_KEY ||
+           c == CAIRN_CAUSE_VERSION;
+}
+
+/* Has the node verify them; the answer is read past. */
+static void tell_suspects(struct remote_conn *c, struct get_call *call)
+{
+    if (call->suspect_count == 0)
+        return;
+    conn_command(c, "CAIRN.VERIFY", 1);
+    conn_bytes(c, call->suspects, call->suspect_count * sizeof call->suspects[0]);
+    call->suspect_count = 0;
+    call->told = true;
 }
 
 static bool open_still(const struct cairn_get *g)
@@ -116,8 +151,8 @@ static cairn_status get_in_place(struct remote_conn *c, struct get_call *call)
         if (st)
             return st;
         for (uint32_t i = 0; i < held; i++)
-            settle(&call->gets[now.first + i],
-                   copy_out(c->arena, &views[i], &call->gets[now.first + i]));
+            settle_checked(call, &call->gets[now.first + i],
+                           copy_out(c->arena, &views[i], &call->gets[now.first + i]));
         if (lease)
             release(c, lease);
         whole = whole && held == now.count;
@@ -200,7 +235,8 @@ static cairn_status receive(struct remote_conn *c, struct cairn_get *g, size_t l
     return CAIRN_OK;
 }
 
-static cairn_status read_value(struct remote_conn *c, struct cairn_get *g)
+static cairn_status read_value(struct remote_conn *c, struct get_call *call,
+                               struct cairn_get *g)
 {
     uint8_t bytes[sizeof(struct cairn_wire_value) + CAIRN_PIECES_MAX * sizeof(uint64_t)];
     struct cairn_wire_value head;
@@ -228,7 +264,7 @@ static cairn_status read_value(struct remote_conn *c, struct cairn_get *g)
     st = receive(c, g, want, bytes + sizeof head, &good);
     if (st)
         return st;
-    settle(g, good ? CAIRN_CAUSE_NONE : CAIRN_CAUSE_CHECKSUM);
+    settle_checked(call, g, good ? CAIRN_CAUSE_NONE : CAIRN_CAUSE_CHECKSUM);
     return CAIRN_OK;
 }
 
@@ -242,7 +278,7 @@ static cairn_status read_values(struct remote_conn *c, struct get_call *call,
     if (!st && count != k->count)
         st = CAIRN_CORRUPT;
     for (uint32_t i = 0; i < k->count && !st; i++)
-        st = read_value(c, &call->gets[k->first + i]);
+        st = read_value(c, call, &call->gets[k->first + i]);
     return st;
 }
 
@@ -267,7 +303,15 @@ static cairn_status get_over(struct remote *r, struct remote_conn *c, void *arg)
     struct get_call *call = arg;
     (void)r;
     cairn_status st = c->arena ? get_in_place(c, call) : CAIRN_OK;
-    return st ? st : get_bytes(c, call);
+    if (!st) {
+        tell_suspects(c, call);
+        st = get_bytes(c, call);
+    }
+    if (!st && call->suspect_count) {
+        tell_suspects(c, call);
+        st = get_bytes(c, call);
+    }
+    return st;
 }
 
 /* What no node needs to be asked for. */
@@ -284,7 +328,7 @@ cairn_status remote_get(struct cairn_backend *b, struct cairn_get *gets, size_t 
                         uint64_t deadline_ns, size_t *ret_hits)
 {
     struct remote *r = (struct remote *)b;
-    struct get_call call = {gets, count};
+    struct get_call call = {.r = r, .gets = gets, .count = count};
     size_t hits = 0;
     bool ask = false;
     for (size_t i = 0; i < count; i++) {

@@ -224,6 +224,18 @@ static enum cairn_cause verify(const struct remote_lease *l, const struct remote
     return cause ? cause : remote_value_verify(l->arena, &v->at, &header);
 }
 
+/* Has the node verify a value whose bytes were wrong here. */
+static cairn_status suspect_over(struct remote *r, struct remote_conn *c, void *arg)
+{
+    struct remote_view *v = arg;
+    int64_t dropped;
+    (void)r;
+    uint64_t ticket = conn_command(c, "CAIRN.VERIFY", 1);
+    conn_bytes(c, &v->key, sizeof v->key);
+    cairn_status st = conn_await(c, ticket);
+    return st ? st : conn_int(c, &dropped);
+}
+
 static cairn_status view_in_place(struct remote *r, struct remote_lease *l, struct remote_view *v,
                                   const void **ret)
 {
@@ -231,6 +243,8 @@ static cairn_status view_in_place(struct remote *r, struct remote_lease *l, stru
         enum cairn_cause cause = verify(l, v);
         if (cause) {
             remote_missed(r, cause);
+            if (remote_damage(cause))
+                (void)remote_run(r, suspect_over, v, remote_patience(r));
             return CAIRN_CORRUPT;
         }
         atomic_store_explicit(&v->verified, true, memory_order_release);

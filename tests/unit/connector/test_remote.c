@@ -24,6 +24,15 @@ static void setup(void)
 TestSuite(remote, .init = setup, .fini = store_end, .timeout = 120);
 TestSuite(address, .timeout = 60);
 
+static void setup_disk(void)
+{
+    if (!store_remote())
+        setenv("CAIRN_TEST_STORE", "unix", 1);
+    store_open("disk=64MiB");
+}
+
+TestSuite(remote_disk, .init = setup_disk, .fini = store_end, .timeout = 120);
+
 /* Opens the store again with options of the client. */
 static void reopen_with(const char *options)
 {
@@ -488,6 +497,18 @@ static bool damage(uint64_t id, size_t len)
 
 Test(remote, damage_in_the_nodes_memory_is_a_miss)
 {
+    cr_assert_eq(put_id(1, 700000), CAIRN_OK);
+    cr_assert_eq(get_id(1, 1, 700000), CAIRN_OK);
+    if (!damage(1, 700000))
+        cr_skip_test("the node's memory cannot be written from here");
+    cr_assert_eq(get_id(1, 1, 700000), CAIRN_MISS);
+    cr_assert_geq(stat_number("\"checksum\":"), 1);
+    cr_assert_eq(put_id(1, 700000), CAIRN_OK, "the damaged copy is gone");
+    cr_assert_eq(get_id(1, 1, 700000), CAIRN_OK);
+}
+
+Test(remote, damage_is_not_shown_in_a_view)
+{
     cairn_session *session;
     const void *at;
     uint64_t len;
@@ -495,11 +516,21 @@ Test(remote, damage_in_the_nodes_memory_is_a_miss)
     cr_assert_eq(get_id(1, 1, 700000), CAIRN_OK);
     if (!damage(1, 700000))
         cr_skip_test("the node's memory cannot be written from here");
-    cr_assert_eq(get_id(1, 1, 700000), CAIRN_MISS);
     cr_assert_eq(cairn_session_open(store, &session), CAIRN_OK);
     cairn_lease *lease = lease_of(session, 1, PATIENCE);
     if (lease)
         cr_assert_neq(cairn_lease_view(lease, 0, &at, &len), CAIRN_OK);
+    cairn_lease_release(lease);
+    cr_assert_eq(put_id(1, 700000), CAIRN_OK, "the damaged copy is gone");
+}
+
+Test(remote_disk, damage_in_the_nodes_memory_is_read_again_from_its_disk)
+{
+    cr_assert_eq(put_id(1, 700000), CAIRN_OK);
+    cr_assert_eq(cairn_flush(store, PATIENCE), CAIRN_OK);
+    if (!damage(1, 700000))
+        cr_skip_test("the node's memory cannot be written from here");
+    cr_assert_eq(get_id(1, 1, 700000), CAIRN_OK);
     cr_assert_geq(stat_number("\"checksum\":"), 1);
 }
 
