@@ -42,8 +42,8 @@ static void settle(struct cairn_get *g, enum cairn_cause cause)
                                                 : CAIRN_MISS;
 }
 
-/* A damaged copy in the node's memory may have a good one on its disk: the key stays without a result
- * until the node has looked. */
+/* A damaged copy in the node's memory may have a good one on its disk: the key stays without a
+ * result until the node has looked. */
 static void settle_checked(struct get_call *call, struct cairn_get *g, enum cairn_cause cause)
 {
     if (!remote_damage(cause) || call->told || call->suspect_count == SUSPECTS) {
