@@ -317,6 +317,12 @@ def test_one_reply_may_be_larger_than_the_ram(node_with):
 
 # --- many at once ---
 
+@pytest.fixture
+def busy_node(node_with):
+    """Several network threads, however few cores there are."""
+    return node_with("64MiB", "0", "--threads=4")
+
+
 def at_once(node, count, work):
     """Runs work(wire, i) on `count` connections at the same time; their results in order."""
     results, gate = [None] * count, threading.Barrier(count)
@@ -334,7 +340,8 @@ def at_once(node, count, work):
     return results
 
 
-def test_one_of_many_wins(node):
+def test_one_of_many_wins(busy_node):
+    node = busy_node
     for turn in range(30):
         lock, gone = b"lock:%d" % turn, b"gone:%d" % turn
         with Wire(node.port) as wire:
@@ -352,7 +359,7 @@ def test_one_of_many_wins(node):
 def test_readers_see_no_older_value(node_with, seed, full):
     """Each key has one writer, which says what it began and what was acknowledged; whoever reads in
     between gets something that was begun, not older than what had been acknowledged, or nothing."""
-    node = node_with("16MiB", "64MiB")
+    node = node_with("16MiB", "64MiB", "--threads=4")
     writers, each = 3, 15
     names = [b"one:%d" % i for i in range(writers * each)]
     begun, acknowledged = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
@@ -399,7 +406,30 @@ def test_readers_see_no_older_value(node_with, seed, full):
     assert sum(reads) > 100
 
 
-def test_getset_hands_each_value_on_once(node):
+def test_one_of_many_pipelines_wins(busy_node):
+    """The same changes in the same order over several connections: each succeeds once."""
+    turns, clients = 3000, 6
+
+    def race(wire, i):
+        answers = []
+        for command in (lambda n: request("SET", b"p:%d" % n, b"%d" % i, "NX"),
+                        lambda n: request("GETDEL", b"p:%d" % n),
+                        lambda n: request("SETNX", b"q:%d" % n, b"%d" % i),
+                        lambda n: request("DEL", b"q:%d" % n)) * 4:
+            gate.wait()
+            wire.send(b"".join(command(n) for n in range(turns)))
+            answers.append([wire.value() for _ in range(turns)])
+        return answers
+
+    gate = threading.Barrier(clients)
+    rounds = zip(*at_once(busy_node, clients, race))
+    for n, answers in enumerate(rounds):
+        for i, got in enumerate(zip(*answers)):
+            assert sum(1 for one in got if one not in (None, 0)) == 1, (n, i, got)
+
+
+def test_getset_hands_each_value_on_once(busy_node):
+    node = busy_node
     def swap(wire, i):
         return [wire.call("GETSET", "chain", b"%d:%d" % (i, j)) for j in range(50)]
 
@@ -410,7 +440,8 @@ def test_getset_hands_each_value_on_once(node):
         [b""] + [b"%d:%d" % (i, j) for i in range(8) for j in range(50)])
 
 
-def test_msetnx_is_all_or_nothing(node):
+def test_msetnx_is_all_or_nothing(busy_node):
+    node = busy_node
     for turn in range(20):
         names = [b"all:%d:%d" % (turn, i) for i in range(6)]
 
@@ -428,7 +459,8 @@ def test_msetnx_is_all_or_nothing(node):
         assert {int(v) for v in values if v is not None} == set(winners)
 
 
-def test_a_scan_sees_all_that_stays(node, seed):
+def test_a_scan_sees_all_that_stays(busy_node, seed):
+    node = busy_node
     stay = {b"stay:%d" % i for i in range(800)}
     stop = threading.Event()
     with Wire(node.port) as wire:
