@@ -1,6 +1,7 @@
 """Where the built things are, and a directory on a real file system for each test."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -59,9 +60,15 @@ class Node:
 
     @staticmethod
     def free_port() -> int:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            return s.getsockname()[1]
+        """Below what the kernel gives to outgoing connections: one of these could have it while
+        the node is started again."""
+        while True:
+            with socket.socket() as s:
+                try:
+                    s.bind(("127.0.0.1", random.randrange(10_000, 32_000)))
+                    return s.getsockname()[1]
+                except OSError:
+                    continue
 
     def start(self, *options: str, env=None, timeout: float = 30, wait: bool = True):
         """`--name=value` options beside those of this object; the last one of a name counts."""
