@@ -138,6 +138,16 @@ def test_wrong_checks_are_refused(node, size):
     assert kv.call("PING") == "PONG"
 
 
+def test_bytes_that_find_no_memory(new_node):
+    """No room in the arena, which takes no value of that size, nor memory of the client."""
+    node = new_node().start("--client-memory=1MiB")
+    kv = connect(node)
+    value = value_of(key_of("no memory"), 40 << 20)
+    assert kv.put(key_of("no memory"), value) == [NOSPACE, 11]
+    assert kv.put(key_of("memory"), value[:1000]) == [OK, 0]
+    assert kv.fetch(key_of("memory"), 1000) == value[:1000]
+
+
 def test_what_a_get_asks_for_is_compared(node):
     kv = connect(node)
     key, mark = key_of("compared"), key_of("an identity")

@@ -323,7 +323,7 @@ static void call_collect(struct connection *k)
 static bool call_refused(struct connection *k, const struct command *command)
 {
     struct call *call = &k->call;
-    if (k->refused) {
+    if (k->refused && !(command && (command->flags & COMMAND_REFUSED))) {
         count(&k->c.node->stats.no_room, 1);
         call_error(call, OOM);
     } else if (!command) {

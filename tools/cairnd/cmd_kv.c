@@ -252,7 +252,7 @@ const struct command commands_kv[] = {
      "Counts the keys held from the start, and those of them in RAM.", 0, 0, 0, 0},
     {"CAIRN.GET", 3, 0, 0, kv_get_run, "Gets values or ranges of them, with their checks.",
      0, 0, 0, 0},
-    {"CAIRN.PUT", 6, COMMAND_WRITE | COMMAND_PAYLOAD, 5, kv_put_run,
+    {"CAIRN.PUT", 6, COMMAND_WRITE | COMMAND_PAYLOAD | COMMAND_REFUSED, 5, kv_put_run,
      "Stores a value that has the checks given.", 0, 0, 0, 4},
     {"CAIRN.LEASE", 4, COMMAND_FAST, 0, kv_lease_run,
      "Pins the keys held from the start and says where they lie.", 0, 0, 0, 0},

@@ -35,6 +35,21 @@ static enum call_flow answer(struct call *c, cairn_status st, enum cairn_cause c
     return CALL_DONE;
 }
 
+static enum call_flow refuse_room(struct call *c)
+{
+    atomic_fetch_add_explicit(&c->node->stats.no_room, 1, memory_order_relaxed);
+    return answer(c, CAIRN_NOSPACE, CAIRN_CAUSE_NO_ROOM);
+}
+
+/* Was there an argument that could not even be received? */
+static bool no_memory(const struct call *c)
+{
+    for (uint32_t i = 1; i < c->argc; i++)
+        if (c->args[i].len && !c->args[i].data)
+            return true;
+    return false;
+}
+
 /* false: an error was written */
 static bool find_window(struct put *p)
 {
@@ -126,7 +141,6 @@ static cairn_status fill_room(struct put *p, struct cairn_room *room)
 static enum cairn_cause cause_of(cairn_status st)
 {
     return st == CAIRN_TOOBIG ? CAIRN_CAUSE_TOO_BIG
-           : st == CAIRN_NOSPACE ? CAIRN_CAUSE_NO_ROOM
            : st == CAIRN_IO ? CAIRN_CAUSE_IO_ERROR
                             : CAIRN_CAUSE_BAD_KEY;
 }
@@ -161,6 +175,8 @@ enum call_flow kv_put_run(struct call *c)
 {
     struct put p = {.c = c};
     struct cairn_room room;
+    if (no_memory(c))
+        return refuse_room(c);
     if (!read_put(&p))
         return CALL_DONE;
     /* A replacement usually waits for the disk: better before its bytes are copied. */
@@ -173,12 +189,9 @@ enum call_flow kv_put_run(struct call *c)
         return kv_error(c, "its place was made for %zu bytes of side records", room.side_len);
     }
     if (!received) {
-        cairn_status st = c->args[ARG_BYTES].data || p.window ? fill_room(&p, &room)
-                                                              : CAIRN_NOSPACE;
-        if (st == CAIRN_NOSPACE)
-            atomic_fetch_add_explicit(&c->node->stats.no_room, 1, memory_order_relaxed);
+        cairn_status st = fill_room(&p, &room);
         if (st)
-            return answer(c, st, cause_of(st));
+            return st == CAIRN_NOSPACE ? refuse_room(c) : answer(c, st, cause_of(st));
     }
     struct cairn_commit commit = commit_of(&p);
     enum cairn_cause cause = CAIRN_CAUSE_NONE;

@@ -72,6 +72,7 @@ struct call {
     uint32_t argc;
     struct cairn_out *out;       /* where the reply goes, whole */
     bool may_wait;
+    uint32_t done;               /* of its steps, when it is run again; 0 at first */
     uint64_t deadline_ns;        /* of what it waits for */
 };
 
@@ -80,6 +81,7 @@ struct call {
 #define COMMAND_FAST 4u     /* as COMMAND prints it                                               */
 #define COMMAND_LOCAL 8u    /* unix socket only                                                   */
 #define COMMAND_PAYLOAD 16u /* its last argument is a value: long ones are received in the arena  */
+#define COMMAND_REFUSED 32u /* answers arguments that got no memory (data NULL) itself            */
 
 struct command {
     const char *name;   /* upper case */
