@@ -167,7 +167,7 @@ cairn_status cairn_vault_room(struct cairn_vault *v, size_t len, size_t side_len
         v->filling_blocks += s->blocks;
         *ret = (struct cairn_room){slot_number(v, s), slot_value(v, s), len, side_len};
     } else {
-        count_refused(v, CAIRN_CAUSE_NO_ROOM);
+        /* Not counted as refused: who receives a value asks again until it gives up. */
         write_ahead(v);
     }
     pthread_mutex_unlock(&v->lock);
