@@ -47,7 +47,8 @@ static uint32_t keys_of(uint64_t value)
 static uint64_t reply_bytes(uint64_t value)
 {
     char head[32];
-    return (uint64_t)snprintf(head, sizeof head, "$%llu\r\n", (unsigned long long)value) + value + 2;
+    int n = snprintf(head, sizeof head, "$%llu\r\n", (unsigned long long)value);
+    return (uint64_t)n + value + 2;
 }
 
 static bool send_get(struct raw *r)

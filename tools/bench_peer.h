@@ -1,5 +1,5 @@
-/* Other processes that the network figures need: bare loops to compare with, servers to measure. All
- * are children of the bench, die with it, and listen on loopback only. */
+/* Other processes that the network figures need: bare loops to compare with, servers to measure.
+ * All are children of the bench, die with it, and listen on loopback only. */
 #ifndef CAIRN_TOOLS_BENCH_PEER_H
 #define CAIRN_TOOLS_BENCH_PEER_H
 
@@ -15,8 +15,8 @@ struct bench_peer {
     char dir[64];      /* its directory, removed by bench_peer_stop */
 };
 
-/* Answers every `request` bytes of any connection with the same bulk reply of `value` bytes, taken in
- * turn from memory of `region` bytes: what a server does at the very least. CONFIG GET, which
+/* Answers every `request` bytes of any connection with the same bulk reply of `value` bytes, taken
+ * in turn from memory of `region` bytes: what a server does at the very least. CONFIG GET, which
  * redis-benchmark asks first, answers an empty array. */
 bool bench_peer_canned(size_t request, size_t value, size_t region, struct bench_peer *ret);
 /* Sends back `reply` bytes for every `request` bytes on a unix socket; looks for spin_ns before it

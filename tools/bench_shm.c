@@ -1,5 +1,5 @@
-/* `cairn bench shm`: what a client on the same host waits for a lease and for a lookup, beside a bare
- * ping-pong of messages of the same size over a unix socket. */
+/* `cairn bench shm`: what a client on the same host waits for a lease and for a lookup, beside a
+ * bare ping-pong of messages of the same size over a unix socket. */
 #include <math.h>
 #include <poll.h>
 #include <stdio.h>
@@ -54,7 +54,7 @@ static bool check_chunks(struct shm *s)
         const void *bytes;
         uint64_t len;
         size_t held;
-        ok = cairn_lease_take(s->session, &s->keys[i], 1, TIMEOUT, TIMEOUT, &l, &held) == CAIRN_OK &&
+        ok = !cairn_lease_take(s->session, &s->keys[i], 1, TIMEOUT, TIMEOUT, &l, &held) &&
              cairn_lease_view(l, 0, &bytes, &len) == CAIRN_OK && len == CHUNK &&
              bench_verify(bytes, len, i, 0);
         cairn_lease_release(l);
