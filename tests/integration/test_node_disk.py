@@ -16,6 +16,7 @@ from fleet import (MIB, REPORTS, SANITIZED, Fleet, anonymous, ends_well, fds, fe
 from kv_client import Kv, key_of
 from ledger import value_of
 from test_env import mount
+from wire import Wire
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -166,6 +167,27 @@ def test_disk_that_hangs(new_node, disk, place, rng):
     finally:
         thaw(disk)
         fleet.destroy()
+
+
+def test_many_wait_for_a_disk_that_hangs(new_node, disk):
+    """More than there are workers: the deadlines of all run at the same time."""
+    node = new_node().start(*options(disk, "--workers=2"))
+    put_all(node, 0, 1)
+    with Wire(node.port) as wire:
+        # The first may report values that left unwritten.
+        assert any(wire.call("CAIRN.FLUSH", 8000) == kv.OK for _ in range(3))
+    freeze(disk)
+    begun = time.monotonic()
+    held = [node.connect(tcp=i % 2 == 0, timeout=60) for i in range(40)]
+    for i, s in enumerate(held):
+        s.sendall(b"SET disk:0:%d changed\r\n" % (i + 1))
+    answers = [s.recv(200) for s in held]
+    took = time.monotonic() - begun
+    thaw(disk)
+    done = answers.count(b"+OK\r\n")
+    print(f"all answered after {took:.2f} s, {done} with OK")
+    assert all(answers) and took < IO_TIMEOUT + SLACK
+    ends_well(node)
 
 
 def test_ending_while_the_disk_hangs(new_node, disk):

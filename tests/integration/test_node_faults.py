@@ -376,6 +376,55 @@ def test_ten_thousand_connections(new_node, many_files):
     ends_well(node)
 
 
+@pytest.mark.skipif(bool(SANITIZED), reason="sanitizers need all of the address space")
+def test_memory_that_runs_out(new_node, rng):
+    """malloc fails while many ask for much: errors and closed connections, no crash, and afterwards
+    all is as before."""
+    node = new_node().start("--ram=64MiB", "--stall-timeout=3s", "--http-port=0")
+    node.http_port = 0
+    with Wire(node.port) as wire:
+        for i in range(100):
+            assert wire.call("SET", f"v:{i}", os.urandom(100_000)) == "OK"
+    size = int(open(f"/proc/{node.process.pid}/statm").read().split()[0]) * resource.getpagesize()
+    no_limit = resource.prlimit(node.process.pid, resource.RLIMIT_AS)
+    resource.prlimit(node.process.pid, resource.RLIMIT_AS, (size + 4 * MIB, no_limit[1]))
+    long = b"x" * (2 * MIB)
+    wishes = [
+        lambda: request("ECHO", long),
+        lambda: request("MSET", *[w for i in range(4) for w in (b"m:%d" % i, long[:MIB])]),
+        lambda: request("GET", "v:1") * 500,
+        lambda: request("MGET", *[b"v:%d" % i for i in range(100)]) * 20,
+        lambda: request("DEL", *[b"none:%d" % i for i in range(100_000)]),
+        lambda: request("CAIRN.LEASE", 1000, 100, rng.randbytes(32 * 8192)),
+        lambda: request("CAIRN.GET", 100, b"".join(
+            kv.get_item(rng.randbytes(32), 60 * MIB, flags=kv.RANGE) for _ in range(512))),
+        lambda: request("KEYS", "*") * 200,
+        lambda: request("COMMAND") * 50,
+    ]
+    held = []
+    for i in range(300):
+        try:
+            s = either(node, i)
+            s.settimeout(0.05)
+            held.append(s)
+            s.sendall(rng.choice(wishes)())
+            s.recv(100)
+        except OSError:
+            pass
+        assert node.process.poll() is None, node.said()
+    resource.prlimit(node.process.pid, resource.RLIMIT_AS, no_limit)
+    for s in held:
+        s.close()
+    eventually(lambda: info(node)["connected_clients"] == 1, 20)
+    assert info(node)["cairn_payload_refused"] > 0, "memory did not run out"
+    with Wire(node.port) as wire:
+        for i in range(100):
+            assert wire.call("SET", f"v:{i}", long[:100_000]) == "OK"
+            assert wire.call("GET", f"v:{i}") == long[:100_000]
+        assert wire.call("ECHO", long) == long
+    ends_well(node)
+
+
 def test_connections_come_and_go(new_node, rng, full):
     node = new_node().start()
     files, memory = fds(node), anonymous(node)

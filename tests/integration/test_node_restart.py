@@ -36,6 +36,11 @@ class Life:
         self.paid = 0
 
     def start(self):
+        """Sometimes it is killed before it is ready, while it recovers."""
+        while self.rng.random() < 0.2:
+            self.node.start(*self.options, wait=False)
+            time.sleep(self.rng.uniform(0, 0.1))
+            self.node.kill()
         begun = time.monotonic()
         self.node.start(*self.options, timeout=60)
         return time.monotonic() - begun
