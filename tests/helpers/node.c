@@ -14,7 +14,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define START_TRIES 3000 /* of 10 ms: sanitizer builds on a busy machine */
+/* For sanitizer builds on a busy machine. */
+#define START_TRIES 3000 /* of 10 ms */
+#define END_TRIES 30000  /* of 2 ms  */
 
 static int free_port(void)
 {
@@ -110,12 +112,19 @@ bool node_start(struct test_node *n)
 
 void node_end(struct test_node *n, int signal)
 {
-    int status;
+    int status, ended = 0;
     if (!n->pid)
         return;
     kill(n->pid, signal);
     kill(n->pid, SIGCONT);
-    while (waitpid(n->pid, &status, 0) < 0 && errno == EINTR) {
+    for (int i = 0; i < END_TRIES && !ended; i++) {
+        ended = waitpid(n->pid, &status, WNOHANG) == n->pid;
+        if (!ended)
+            usleep(2000);
+    }
+    if (!ended) {
+        tell(n, "cairnd does not end");
+        abort();
     }
     if (WIFSIGNALED(status) ? WTERMSIG(status) != SIGKILL : WEXITSTATUS(status) != 0)
         tell(n, "cairnd ended badly");
