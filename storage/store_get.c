@@ -126,6 +126,8 @@ static struct flight admit(struct cairn_vault *v, const struct cairn_get *g)
     if (id == CAIRN_ENTRY_NONE)
         return f;
     struct cairn_entry *e = cairn_index_entry(v->index, id);
+    if (e->space != 0)
+        return f; /* no chunk: strings are found by cairn_vault_pin alone */
     if (e->slot != CAIRN_SLOT_NONE) {
         f.slot = &v->slots[e->slot];
         f.disk = f.slot->state == SLOT_LOADING;

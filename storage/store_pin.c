@@ -234,7 +234,9 @@ cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key
     const struct cairn_record_body_disk *b = &slot_image(v, &v->slots[pin.slot])->body;
     const char *side = (const char *)pin.value + (size_t)cairn_blocks(pin.value_len) * CAIRN_BLOCK;
     cairn_status st = CAIRN_OK;
-    if (b->side_len > *len) {
+    if (b->space != 0) {
+        st = CAIRN_MISS;
+    } else if (b->side_len > *len) {
         st = CAIRN_TOOBIG;
     } else if (cairn_record_blocks(pin.value_len, b->side_len) >
                    v->slots[pin.slot].blocks ||

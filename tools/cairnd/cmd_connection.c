@@ -11,6 +11,8 @@
 #include "tools/cairnd/connection.h"
 #include "tools/cairnd/text.h"
 
+/* Ids of one CLIENT LIST: each is compared with every client, while nobody may come or go. */
+#define IDS_MAX 1024u
 #define NOT_INTEGER "ERR value is not an integer or out of range"
 
 static enum call_flow ok(struct call *c)
@@ -249,6 +251,8 @@ static enum call_flow client_list_command(struct call *c)
     }
     if (c->argc < 4 || !call_is(c, 2, "ID"))
         return call_error(c, "ERR syntax error");
+    if (c->argc > 3 + IDS_MAX)
+        return call_error(c, "ERR too many client IDs: at most 1024 here");
     for (uint32_t i = 3; i < c->argc; i++)
         if (!call_int(c, i, &id) || id <= 0)
             return call_error(c, "ERR Invalid client ID");

@@ -5,6 +5,9 @@
 #include "tools/cairnd/cmd_string.h"
 #include "transport/decimal.h"
 
+/* More keys are looked for where nobody else waits for that. */
+#define KEYS_HERE 1024u
+
 /* --- counting and deleting keys --- */
 
 /* Is it there? */
@@ -26,6 +29,8 @@ static cairn_status peek(struct call *c, uint32_t i, bool *ret)
 static enum call_flow exists(struct call *c)
 {
     int64_t held = 0;
+    if (c->argc > KEYS_HERE && !c->may_wait)
+        return CALL_WAITS;
     for (uint32_t i = 1; i < c->argc; i++) {
         bool there;
         cairn_status st = peek(c, i, &there);

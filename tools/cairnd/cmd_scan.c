@@ -14,6 +14,8 @@
 #define SCAN_COUNT_MAX 4096u  /* keys looked at by one SCAN, whatever its COUNT          */
 #define KEYS_AT_ONCE 1024u    /* stored keys up to which KEYS runs on the network thread */
 #define RANDOM_LOOKS 8u
+#define PATTERN_MAX 1024u     /* bytes: each may be compared with each of a key          */
+#define PATTERN_TOO_LONG "ERR pattern is too long: patterns have at most 1024 bytes here"
 
 /* What one walk is for, and what it found. */
 struct walk {
@@ -97,7 +99,10 @@ static bool scan_options(struct call *c, struct walk *w, size_t *ret_max)
             call_error(c, "ERR syntax error");
             return false;
         }
-        if (call_is(c, i, "MATCH")) {
+        if (call_is(c, i, "MATCH") && c->args[i + 1].len > PATTERN_MAX) {
+            call_error(c, PATTERN_TOO_LONG);
+            return false;
+        } else if (call_is(c, i, "MATCH")) {
             w->pattern = &c->args[i + 1];
         } else if (call_is(c, i, "TYPE")) {
             w->none = !call_is(c, i + 1, "string");
@@ -169,6 +174,8 @@ enum call_flow cmd_keys(struct call *c)
     struct walk w;
     uint32_t cursor = 0;
     cairn_status st = CAIRN_OK;
+    if (c->args[1].len > PATTERN_MAX)
+        return call_error(c, PATTERN_TOO_LONG);
     if (!c->may_wait &&
         cairn_vault_space_count(c->node->vault, CAIRN_SPACE_STRINGS) > KEYS_AT_ONCE)
         return CALL_WAITS;

@@ -104,6 +104,8 @@ static enum call_flow config_get(struct call *c)
     struct node_options now;
     char value[1024];
     uint32_t pairs = 0;
+    if (c->argc > 2 + PAIRS_MAX)
+        return call_error(c, "ERR wrong number of arguments for 'config|get' command");
     node_options_copy(&c->node->o, &now);
     for (const struct cairn_opt *o = node_option_table; o->name; o++)
         pairs += name_matches(c, o->name);

@@ -6,6 +6,9 @@
 #include "base/mem.h"
 
 #define MANY_ON_STACK 64u
+/* More keys, or a longer reply, are a worker's: others wait for what is done here. */
+#define KEYS_HERE 1024u
+#define COPIED_HERE_MAX (4u << 20)
 /* Bytes of the arena that one reply holds, and that are read for it at once. */
 #define HELD_MAX(c) ((c)->node->o.ram / 8)
 
@@ -20,17 +23,20 @@ struct many_get {
 /* Pins all that are held, so that nothing is written before it is known that nothing waits. */
 static cairn_status many_find(struct call *c, struct many_get *m)
 {
+    uint64_t copied = 0;
     for (uint32_t i = 0; i < m->count; i++) {
         struct string_key k;
         string_key(c, 1 + i, &k);
         m->found[i].data = NULL;
         cairn_status st = string_find(c, &k, STRING_BYTES, &m->found[i]);
-        if (st != CAIRN_INPROGRESS)
+        if (st == CAIRN_OK && m->found[i].len <= STRING_COPY_MAX)
+            copied += m->found[i].len;
+        if (st != CAIRN_INPROGRESS && copied <= COPIED_HERE_MAX)
             continue;
-        while (i-- > 0)
-            if (m->found[i].data)
-                string_drop(c, &m->found[i]);
-        return st;
+        for (uint32_t j = 0; j < i + (st == CAIRN_OK); j++)
+            if (m->found[j].data)
+                string_drop(c, &m->found[j]);
+        return CAIRN_INPROGRESS;
     }
     return CAIRN_OK;
 }
@@ -144,7 +150,9 @@ enum call_flow cmd_mget(struct call *c)
 {
     if (!string_keys_fit(c, 1))
         return CALL_DONE;
-    return c->may_wait ? many_get_waiting(c) : many_get_now(c);
+    if (c->may_wait)
+        return many_get_waiting(c);
+    return c->argc > KEYS_HERE ? CALL_WAITS : many_get_now(c);
 }
 
 /* --- MSET, MSETNX --- */
@@ -174,11 +182,11 @@ static cairn_status many_set_one(struct call *c, struct many_set *m, uint32_t i)
     return st;
 }
 
-/* When this is run again after some of its keys were set, they are set to the same bytes again. */
+/* Run again it goes on behind the keys that were set: others may have set them anew. */
 static cairn_status many_set(struct call *c, struct many_set *m)
 {
-    for (uint32_t i = 0; i < m->count; i++) {
-        cairn_status st = many_set_one(c, m, i);
+    for (; c->done < m->count; c->done++) {
+        cairn_status st = many_set_one(c, m, c->done);
         if (st)
             return st;
     }
@@ -279,7 +287,7 @@ static enum call_flow many(struct call *c,
 
 enum call_flow cmd_mset(struct call *c)
 {
-    return many(c, many_set);
+    return c->argc > KEYS_HERE && !c->may_wait ? CALL_WAITS : many(c, many_set);
 }
 
 enum call_flow cmd_msetnx(struct call *c)

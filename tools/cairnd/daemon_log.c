@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -46,7 +47,13 @@ static void line_write(int level, const char *line)
     } else {
         n = snprintf(text, sizeof text, "cairnd: %s: %s\n", names[level], line);
     }
-    /* A full disk must not stop the node. */
+    /* Neither a full disk nor a reader that has stopped may stop the node: a pipe that poll says is
+     * writable has room for PIPE_BUF bytes. */
+    struct pollfd to = {.fd = sink.fd, .events = POLLOUT};
+    if (poll(&to, 1, 0) != 1 || !(to.revents & POLLOUT)) {
+        sink.dropped++;
+        return;
+    }
     ssize_t written = write(sink.fd, text, (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
     (void)written;
 }

@@ -60,9 +60,10 @@ void net_call_ended(struct connection *k)
     /* Under the lock, which whoever frees the connection takes first. Pairs with the acquire in
      * connection_turn. */
     atomic_store_explicit(&k->call_ended, true, memory_order_release);
-    pthread_mutex_unlock(&t->lock);
+    /* So does the wake-up: at a stop the thread's descriptor goes with its last connection. */
     if (first)
         thread_wake(t);
+    pthread_mutex_unlock(&t->lock);
 }
 
 void net_make_ready(struct connection *k)

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "tools/cairnd/strings.h"
+#include "tools/cairnd/cmd_string.h"
 
 static struct node node;
 static struct client client = {.node = &node};
@@ -182,4 +182,29 @@ Test(strings, that_are_being_sent_stay_as_they_were)
     cr_assert_not(string_reply(&w.call, &s, 0, s.len));
     cr_assert_eq(find(&w), CAIRN_OK);
     cr_assert(memcmp(s.data, first, s.len) == 0);
+}
+
+/* The second value is a worker's, so it is run again: by then the first may be another's. */
+Test(strings, that_mset_has_set_are_set_once)
+{
+    static char mset[] = "MSET", first[] = "first", second[] = "second", a[] = "a";
+    static char large[5u << 20];
+    struct cairn_resp_arg args[] = {{mset, 4}, {first, 5}, {a, 1}, {second, 6},
+                                    {large, sizeof large}};
+    struct call c = {.client = &client, .node = &node, .command = command_find("MSET", 4),
+                     .args = args, .argc = 5, .out = &client.out};
+    struct words other, w;
+    cr_assert_eq(cmd_mset(&c), CALL_WAITS);
+    cr_assert_eq(client.out.queued, 0);
+    words(&w, "first", 5, "a", 1);
+    cr_assert_eq(find(&w), CAIRN_OK);
+    words(&other, "first", 5, "another", 7);
+    set(&other);
+    c.may_wait = true;
+    c.deadline_ns = cairn_deadline_ns(CAIRN_NS_PER_S);
+    cr_assert_eq(cmd_mset(&c), CALL_DONE);
+    cr_assert_eq(client.out.errors, 0);
+    cr_assert_eq(find(&other), CAIRN_OK);
+    words(&w, "second", 6, large, sizeof large);
+    cr_assert_eq(find(&w), CAIRN_OK);
 }
