@@ -251,11 +251,25 @@ static cairn_status next_item(struct remote_conn *c, struct cairn_sock_fds *fds)
     }
 }
 
+/* The rest of a string that nobody took: the answer ends with it, and not one byte further. */
+static cairn_status string_skip(struct remote_conn *c)
+{
+    switch (cairn_reply_next(&c->in)) {
+    case CAIRN_REPLY_FILLED:
+        string_ended(c);
+        return CAIRN_OK;
+    case CAIRN_REPLY_MORE:
+        return receive(c, NULL);
+    default:
+        return CAIRN_CORRUPT;
+    }
+}
+
 cairn_status conn_await(struct remote_conn *c, uint64_t ticket)
 {
     cairn_status st = c->iov_count || c->send_failed ? conn_flush(c) : CAIRN_OK;
     while (!st && c->answered < ticket)
-        st = next_item(c, NULL);
+        st = c->ending ? string_skip(c) : next_item(c, NULL);
     if (!st)
         st = next_item(c, NULL);
     if (st)
