@@ -10,7 +10,7 @@ import time
 import pytest
 
 from kv_client import MISS, RANGE, Kv, get_item
-from wire import Error, Wire, request
+from wire import Error, Gone, Wire, request
 
 
 def memory(node, what="VmHWM") -> int:
@@ -76,6 +76,20 @@ def test_a_node_whose_messages_nobody_reads_goes_on(node):
             assert quiet.wait(20) == 0
         finally:
             quiet.kill()
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_what_a_browser_is_made_to_send_is_not_carried_out(node, method):
+    with Wire(path=node.socket) as k, Wire(port=node.port) as browser:
+        assert k.call("SET", "key", "value") == "OK"
+        body = b"FLUSHALL\r\n" * 3
+        head = (f"{method} / HTTP/1.1\r\nHost: 127.0.0.1:{node.port}\r\n"
+                f"Content-Length: {len(body)}\r\n\r\n")
+        browser.send(head.encode() + body)
+        with pytest.raises((Gone, ConnectionError)):
+            while True:
+                assert isinstance(browser.value(), Error)
+        assert k.call("GET", "key") == b"value"
 
 
 def string_name(key: bytes) -> bytes:

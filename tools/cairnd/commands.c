@@ -215,11 +215,21 @@ static const char *absent_why(const struct call *c)
     return NULL;
 }
 
+/* Any page makes a browser post what it likes to a port of this machine: commands, for a body. */
+static bool is_http(const struct call *c)
+{
+    return call_is(c, 0, "POST") || call_is(c, 0, "Host:");
+}
+
 enum call_flow command_unknown(struct call *c)
 {
     char text[512], args[SHOWN_BYTES + 1] = "";
     const char *why = absent_why(c);
     int name_len = c->args[0].len < SHOWN_BYTES ? (int)c->args[0].len : SHOWN_BYTES;
+    if (is_http(c)) {
+        c->client->closing = true;
+        return call_error(c, "ERR this port does not speak HTTP; see the option http-port");
+    }
     if (why) {
         snprintf(text, sizeof text, "ERR '%.*s': %s", name_len, c->args[0].data, why);
         return call_error(c, text);
