@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import kv_client as kv
-from fleet import (MIB, SANITIZED, Fleet, anonymous, ends_well, eventually, fds, fetch, info, quiet,
-                   state)
+from fleet import (MIB, SANITIZED, Fleet, anonymous, ends_well, eventually, fds, fetch, info,
+                   quiet, sound, state)
 from kv_client import Kv, key_of
 from wire import Wire
 
@@ -96,7 +96,8 @@ def test_the_node_is_stopped_and_goes_on(small_node, fleet, rng, full):
     fleet.end()
     print(fleet.tally())
     quiet(node, files)
-    ends_well(node)
+    # LeakSanitizer may wait for ever for a thread of a process that was stopped and continued.
+    (sound if SANITIZED == "address" else ends_well)(node)
 
 
 def test_a_lease_that_expired_while_the_node_was_stopped(small_node):
