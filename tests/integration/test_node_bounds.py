@@ -49,6 +49,23 @@ def test_lists_of_words_are_bounded_where_each_is_compared_with_much(node):
 
 
 @pytest.mark.timeout(120)
+def test_patterns_that_take_long_are_compared_beside_others_and_in_time(new_node):
+    node = new_node().start("--io-timeout=300ms")
+    with Wire(path=node.socket) as k, Wire(path=node.socket) as other:
+        for i in range(1000):
+            assert k.call("SET", f"{i:04}" + "a" * 996, "v") == "OK"
+        slow = b"*[" + b"b" * 1000 + b"]"
+        for words in (("SCAN", 0, "COUNT", 4096, "MATCH", slow), ("KEYS", slow)):
+            begin = time.monotonic()
+            k.send(request(*words))
+            assert other.call("PING") == "PONG"
+            assert time.monotonic() - begin < 1, words[0]
+            answer = k.value()
+            assert time.monotonic() - begin < 3, words[0]
+            assert isinstance(answer, Error) or int(answer[0]) > 0, "all of them, in that time"
+
+
+@pytest.mark.timeout(120)
 def test_keys_beyond_a_thousand_are_answered_as_fewer_are(node):
     pairs = {f"key{i}": f"value{i}".encode() for i in range(3000)}
     with Wire(path=node.socket) as k:

@@ -15,6 +15,7 @@
 #define KEYS_AT_ONCE 1024u    /* stored keys up to which KEYS runs on the network thread */
 #define RANDOM_LOOKS 8u
 #define PATTERN_MAX 1024u     /* bytes: each may be compared with each of a key          */
+#define PATTERN_HERE 64u      /* longer ones are compared where nobody else waits        */
 #define PATTERN_TOO_LONG "ERR pattern is too long: patterns have at most 1024 bytes here"
 
 /* What one walk is for, and what it found. */
@@ -26,7 +27,7 @@ struct walk {
     uint64_t memory_max;
     struct cairn_out names;               /* a bulk each */
     uint64_t count;
-    bool full;
+    bool full, late;
 };
 
 static void walk_open(struct walk *w, struct call *c)
@@ -48,15 +49,21 @@ static bool wanted(const struct walk *w, const struct cairn_scan_item *item)
 static bool take(void *arg, const struct cairn_scan_item *item)
 {
     struct walk *w = arg;
-    if (!wanted(w, item))
-        return true;
-    cairn_out_bulk(&w->names, item->name, item->name_len);
-    w->count++;
-    w->full = w->names.memory > w->memory_max;
-    return !w->full;
+    if (wanted(w, item)) {
+        cairn_out_bulk(&w->names, item->name, item->name_len);
+        w->count++;
+        w->full = w->names.memory > w->memory_max;
+    }
+    w->late = w->call->may_wait && cairn_now_ns() >= w->call->deadline_ns;
+    return !w->full && !w->late;
 }
 
-/* Where it may not wait a walk that would have to ends at once, with TIMEOUT. */
+static bool waits_for_pattern(const struct walk *w)
+{
+    return w->pattern && w->pattern->len > PATTERN_HERE && !w->call->may_wait;
+}
+
+/* Where it may not wait a walk that would have to ends at once, with TIMEOUT; elsewhere in time. */
 static cairn_status walk(struct walk *w, uint32_t *cursor, size_t max)
 {
     struct call *c = w->call;
@@ -66,8 +73,9 @@ static cairn_status walk(struct walk *w, uint32_t *cursor, size_t max)
         *cursor = 0;
         return CAIRN_OK;
     }
-    return cairn_vault_scan(v, CAIRN_SPACE_STRINGS, cursor, max, c->may_wait ? c->deadline_ns : 0,
-                            take, w);
+    cairn_status st = cairn_vault_scan(v, CAIRN_SPACE_STRINGS, cursor, max,
+                                       c->may_wait ? c->deadline_ns : 0, take, w);
+    return w->late ? CAIRN_TIMEOUT : st;
 }
 
 /* --- SCAN --- */
@@ -139,6 +147,8 @@ enum call_flow cmd_scan(struct call *c)
     walk_open(&w, c);
     if (!scan_options(c, &w, &max))
         return CALL_DONE;
+    if (waits_for_pattern(&w))
+        return CALL_WAITS;
     cairn_status st = end ? CAIRN_OK : walk(&w, &cursor, max);
     if (st && !c->may_wait) {
         cairn_out_close(&w.names);
@@ -181,6 +191,8 @@ enum call_flow cmd_keys(struct call *c)
         return CALL_WAITS;
     walk_open(&w, c);
     w.pattern = c->args[1].len == 1 && c->args[1].data[0] == '*' ? NULL : &c->args[1];
+    if (waits_for_pattern(&w))
+        return CALL_WAITS;
     do
         st = walk(&w, &cursor, KEYS_AT_ONCE);
     while (!st && cursor && !w.full);
