@@ -179,7 +179,7 @@ def test_silent_peers_are_asked_whether_they_live(node):
 
 def test_hanging_up_in_the_middle(new_node, rng, full):
     """RST, or a unix socket that closes, at any byte of a request or a reply."""
-    node = new_node().start("--stall-timeout=3s")
+    node = new_node().start("--stall-timeout=3s", "--threads=3")
     files, memory = fds(node), anonymous(node)
     bystander = Bystander(node)
     names = [b"v:%d" % i for i in range(6)]
@@ -427,7 +427,7 @@ def test_memory_that_runs_out(new_node, rng):
 
 
 def test_connections_come_and_go(new_node, rng, full):
-    node = new_node().start()
+    node = new_node().start("--threads=3")
     files, memory = fds(node), anonymous(node)
     bystander = Bystander(node)
     for i in range(50_000 if full else 8000):
@@ -486,7 +486,7 @@ def nonsense(rng):
 def test_nonsense(new_node, rng, full):
     """Pipelines of garbage, mutated requests and lengths beyond all bounds: answered or closed,
     never a crash, never much memory, and nobody else's values change."""
-    node = new_node().start("--stall-timeout=2s", "--ram=64MiB")
+    node = new_node().start("--stall-timeout=2s", "--ram=64MiB", "--threads=2")
     files, memory = fds(node), anonymous(node)
     with Kv(path=node.socket) as c:
         mine = {b"mine:%d" % i: value_of(b"mine:%d" % i, 1, 3000) for i in range(20)}

@@ -31,7 +31,7 @@ def rng():
 def small_node(new_node):
     """With RAM and disk so small that values come and go all the time."""
     node = new_node()
-    return node.start("--ram=24MiB", "--disk=256MiB", f"--disk-path={node.place}")
+    return node.start("--ram=24MiB", "--disk=256MiB", f"--disk-path={node.place}", "--threads=3")
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_restart_under_load(new_node, place, rng, full, engine):
     node = new_node()
     fleet = Fleet(node, place / "fleet", rng, timeout=90 if SANITIZED else 30)
     life = Life(node, fleet, rng, ["--ram=32MiB", "--disk=1GiB", f"--disk-path={node.place}",
-                                   f"--engine={engine}"])
+                                   f"--engine={engine}", "--threads=2"])
     lives = 100 if full else 25
     opened = []
     kills = 0
