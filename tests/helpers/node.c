@@ -65,7 +65,7 @@ static void run(const struct test_node *n)
     dup2(out, 1);
     dup2(out, 2);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    /* LeakSanitizer stops a process that ends, and waits for ever for one that was stopped before. */
+    /* LeakSanitizer stops a process that ends and waits for ever if that was stopped before. */
     setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
     if (program)
         execv(program, argv);
