@@ -179,6 +179,13 @@ uint64_t conn_command(struct remote_conn *c, const char *name, uint32_t argument
     return c->asked++;
 }
 
+void conn_release(struct remote_conn *c, uint64_t lease)
+{
+    conn_command(c, "CAIRN.RELEASE", 1);
+    conn_number(c, lease);
+    c->unheard[c->unheard_next++ % CONN_UNHEARD] = lease;
+}
+
 /* --- reading --- */
 
 /* Descriptors that come with the bytes go to `fds`, if it is not NULL. */

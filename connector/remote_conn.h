@@ -20,6 +20,7 @@ struct remote_pin;
 
 #define CONN_TEXT_BYTES 32768u
 #define CONN_IOVS 512u
+#define CONN_UNHEARD 16u
 
 /* What a node says of itself. */
 struct remote_hello {
@@ -52,6 +53,8 @@ struct remote_conn {
     struct iovec iov[CONN_IOVS];
     uint32_t iov_count;
     void *scratch;                     /* one piece, when a piece's bytes are not together       */
+    uint64_t unheard[CONN_UNHEARD];    /* the latest leases released over it, 0 = none           */
+    uint32_t unheard_next;
 
     /* Under the pool's lock. */
     uint32_t leases;                   /* of the API, taken over it                              */
@@ -80,6 +83,9 @@ void conn_number(struct remote_conn *c, uint64_t n);
 void conn_part_head(struct remote_conn *c, uint64_t len);
 void conn_part(struct remote_conn *c, const void *data, size_t len);
 void conn_part_end(struct remote_conn *c);
+/* Writes CAIRN.RELEASE. Its answer is read past; a node that closes the connection may not have
+ * heard it. */
+void conn_release(struct remote_conn *c, uint64_t lease);
 /* Sends all. CAIRN_TIMEOUT, CAIRN_IO: drop the connection. */
 cairn_status conn_flush(struct remote_conn *c);
 /* Sends what the socket takes at once; false: not all of it, drop the connection. */

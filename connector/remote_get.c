@@ -124,12 +124,6 @@ static enum cairn_cause copy_out(const struct remote_arena *a, const struct cair
     return CAIRN_CAUSE_CHECKSUM;
 }
 
-static void release(struct remote_conn *c, uint64_t lease)
-{
-    conn_command(c, "CAIRN.RELEASE", 1);
-    conn_number(c, lease);
-}
-
 /* Settles what the leases cover. A part that is not held whole is the last: behind a hole there is
  * little, and how much, one answer with bytes tells. */
 static cairn_status get_in_place(struct remote_conn *c, struct get_call *call)
@@ -154,7 +148,7 @@ static cairn_status get_in_place(struct remote_conn *c, struct get_call *call)
             settle_checked(call, &call->gets[now.first + i],
                            copy_out(c->arena, &views[i], &call->gets[now.first + i]));
         if (lease)
-            release(c, lease);
+            conn_release(c, lease);
         whole = whole && held == now.count;
         now = ahead;
     }

@@ -115,10 +115,8 @@ static void write_releases(struct remote_conn *c, struct remote_pin *list)
     while (list) {
         struct remote_pin *pin = list;
         list = pin->next;
-        if (strcmp(pin->run_id, c->hello.run_id) == 0) {
-            conn_command(c, "CAIRN.RELEASE", 1);
-            conn_number(c, pin->id);
-        }
+        if (strcmp(pin->run_id, c->hello.run_id) == 0)
+            conn_release(c, pin->id);
         free(pin);
     }
 }
@@ -184,6 +182,21 @@ void remote_pin_release(struct remote *r, struct remote_pin *pin)
         farewell(r, c);
 }
 
+/* What was released over a connection and may not have been heard is released over another one: a
+ * lease that has ended already is no error. Lock held. */
+static void release_again(struct remote *r, struct remote_conn *c)
+{
+    for (uint32_t i = 0; i < CONN_UNHEARD && c->arena; i++) {
+        struct remote_pin *pin = c->unheard[i] ? cairn_calloc(1, sizeof *pin) : NULL;
+        if (!pin)
+            continue;
+        pin->id = c->unheard[i];
+        memcpy(pin->run_id, c->hello.run_id, sizeof pin->run_id);
+        pin->next = r->orphans;
+        r->orphans = pin;
+    }
+}
+
 /* Takes the connection of the caller's call out of use. */
 static void drop(struct remote *r, struct remote_conn *c, bool lost)
 {
@@ -197,6 +210,8 @@ static void drop(struct remote *r, struct remote_conn *c, bool lost)
         pin->next = r->orphans;
         r->orphans = pin;
     }
+    if (lost || c->send_failed)
+        release_again(r, c);
     bool unused = c->leases == 0;
     r->open--;
     pthread_cond_signal(&r->changed);
