@@ -285,6 +285,7 @@ def test_clients_that_read_a_little_now_and_then(new_node):
         s.setblocking(False)
         held.append(s)
     bystander = Bystander(node)
+    eventually(lambda: state(node)["clients_count"] == 32)
     begun = time.monotonic()
     while state(node)["clients_count"] > 2 and time.monotonic() - begun < 20 * SLOWER:
         time.sleep(0.5)
