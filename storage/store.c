@@ -136,12 +136,17 @@ static cairn_status open_tier(struct cairn_vault *v, char *err, size_t err_cap)
         .prewrite = v->o.prewrite,
     };
     vault_host(v);
-    cairn_status st = cairn_tier_find("nvme")->open(&to, &v->host, &v->tier, err, err_cap);
+    struct cairn_tier *tier;
+    cairn_status st = cairn_tier_find("nvme")->open(&to, &v->host, &tier, err, err_cap);
     if (st)
         return st;
     struct cairn_tier_info info;
-    v->tier->ops->info(v->tier, &info);
+    tier->ops->info(tier, &info);
+    /* Its thread may be reclaiming by now, and tell of what strayed. */
+    pthread_mutex_lock(&v->lock);
+    v->tier = tier;
     v->segments = info.segments;
+    pthread_mutex_unlock(&v->lock);
     v->version = info.version_max + VERSION_GAP;
     if (info.value_max < v->value_max)
         v->value_max = info.value_max;

@@ -27,9 +27,10 @@ static void bury_begin(struct cairn_vault *v, const struct cairn_key *key, uint6
                        bool wait, struct burial *b)
 {
     uint32_t id = cairn_index_find(v->index, key);
-    /* If the tombstone fails it may have landed all the same: the entry stays unwritable then, and
-     * is still right to read. */
-    if (id != CAIRN_ENTRY_NONE && on_disk(v, cairn_index_entry(v->index, id)))
+    /* Whether it is on disk or not: a write that began now would lie behind the tombstone, and be
+     * there still when that is gone. If the tombstone fails it may have landed all the same: the
+     * entry stays unwritable then, and is still right to read. */
+    if (id != CAIRN_ENTRY_NONE)
         cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_DYING;
     b->version = ++v->version;
     b->op = op_begin(v, (struct cairn_tier_op){.kind = CAIRN_TIER_TOMBSTONE, .key = *key,
@@ -130,8 +131,6 @@ static bool deleted_before(const struct deletion *d, size_t n)
 static void delete_end(struct cairn_vault *v, struct deletion *d, size_t n)
 {
     struct burial *b = &d->burials[n];
-    if (b->op)
-        b->st = op_end(v, b->op);
     /* A put that came in while the tombstone was under way is deleted with the rest. */
     if (!b->st && v->tier)
         b->st = bury_rest(v, &d->keys[n], b->version, d->deadline_ns);
@@ -151,6 +150,10 @@ cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *k
                              .deadline_ns = deadline_ns};
         pthread_mutex_lock(&v->lock);
         size_t n = delete_begin(v, &d);
+        /* All ops are given back before one more is waited for. */
+        for (size_t i = 0; i < n; i++)
+            if (d.burials[i].op)
+                d.burials[i].st = op_end(v, d.burials[i].op);
         for (size_t i = 0; i < n; i++)
             delete_end(v, &d, i);
         pthread_mutex_unlock(&v->lock);

@@ -143,8 +143,9 @@ void slot_filled(struct cairn_vault *v, struct slot *s)
     v->filling_blocks -= s->blocks;
     if (s->entry != CAIRN_ENTRY_NONE) {
         slot_enter_policy(v, s, s->blocks);
-        /* A flush may have queued it already. */
-        if (write && s->write == WRITE_CLEAN)
+        /* A flush may have queued it already, or even written it. */
+        if (write && s->write == WRITE_CLEAN &&
+            cairn_index_entry(v->index, s->entry)->block == CAIRN_BLOCK_NONE)
             write_queue(v, s);
     }
     slot_unpin(v, s);

@@ -236,7 +236,7 @@ static void op_done(struct cairn_tier_op *top)
             load_done(v, op, s);
         op_give(v, op);
         write_pump(v);
-        if (store || !v->ops_free->next)
+        if (store || !v->ops_free || !v->ops_free->next)
             pthread_cond_broadcast(&v->changed);
     } else {
         op->done = true;
@@ -345,7 +345,8 @@ static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t
         struct cairn_entry *e = cairn_index_entry(v->index, id);
         e->block = CAIRN_BLOCK_NONE;
         if (e->slot != CAIRN_SLOT_NONE)
-            v->slots[e->slot].tried = false; /* its segment is void by now */
+            /* Its segment is void by now. */
+            v->slots[e->slot].tried = v->slots[e->slot].write == WRITE_FLYING;
         entry_drop_if_empty(v, id, CAIRN_CAUSE_RECLAIMED);
     }
     pthread_mutex_unlock(&v->lock);
@@ -384,6 +385,7 @@ static void host_turned_off(void *arg, const char *why)
         v->dirty_blocks -= s->blocks;
         s->write = WRITE_FAILED;
         v->failed_slots++;
+        slot_stay(v, s);
     }
     pthread_cond_broadcast(&v->changed);
     pthread_mutex_unlock(&v->lock);
@@ -429,13 +431,15 @@ static cairn_status queue_unwritten(struct cairn_vault *v, bool all, uint64_t de
     uint64_t version = v->version;
     for (uint32_t n = 0; n < v->slot_count; n++) {
         const struct slot *s = &v->slots[n];
-        while (unwritten(v, s) && s->version <= version && v->dirty_blocks > v->arena_blocks / 4) {
+        while (unwritten(v, s) && s->version <= version && !v->tier_off &&
+               v->dirty_blocks > v->arena_blocks / 4) {
             write_pump(v);
-            if (v->tier_off)
-                return CAIRN_IO;
             if (!vault_wait(v, deadline_ns))
                 return CAIRN_TIMEOUT;
         }
+        /* Nobody would take it out of the queue any more. */
+        if (v->tier_off)
+            return CAIRN_IO;
         if (unwritten(v, s) && s->version <= version && (all || s->on_evict))
             write_queue(v, &v->slots[n]);
     }

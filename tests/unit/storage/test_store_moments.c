@@ -1,0 +1,276 @@
+/* Interleavings that a model meets once in a long while, at a moment that is chosen: the log's
+ * thread is held just before an io of a test's choice. */
+#include <criterion/criterion.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "storage/format.h"
+#include "tests/helpers/rig.h"
+
+#define SUBJECT 1u
+/* One a segment, with room left for a tombstone. */
+#define BIG 600000u
+#define SMALL 4096u
+#define GETTERS 8u
+#define KEYS_EACH 64u
+
+struct box {
+    struct cairn_vault_opts o;
+    struct cairn_vault *v;
+    char path[64];
+};
+
+enum gate { GATE_OPEN, GATE_ARMED, GATE_HELD };
+
+static struct cairn_sim *device;
+static atomic_int gate;
+static bool (*chosen)(const struct cairn_io *io);
+static struct cairn_ioq_ops held_ops;
+
+static bool held_submit(struct cairn_ioq *q, struct cairn_io *io)
+{
+    if (atomic_load(&gate) == GATE_ARMED && chosen(io)) {
+        atomic_store(&gate, GATE_HELD);
+        while (atomic_load(&gate) == GATE_HELD)
+            usleep(1000);
+    }
+    return cairn_ioq_sim.submit(q, io);
+}
+
+static cairn_status held_open(const struct cairn_ioq_params *p, struct cairn_ioq **ret)
+{
+    cairn_status st = cairn_ioq_sim.open(p, ret);
+    if (!st)
+        (*ret)->ops = &held_ops;
+    return st;
+}
+
+static void gate_await(void)
+{
+    while (atomic_load(&gate) != GATE_HELD)
+        usleep(1000);
+}
+
+static uint64_t deadline(void)
+{
+    return cairn_deadline_ns(RIG_PATIENCE);
+}
+
+static void box_open(struct box *b)
+{
+    char err[512] = "";
+    cr_assert_eq(cairn_vault_open(&b->o, &b->v, err, sizeof err), CAIRN_OK, "%s", err);
+}
+
+static void box_init(struct box *b, enum cairn_write_policy write)
+{
+    *b = (struct box){.path = "moments-XXXXXX"};
+    int fd = mkstemp(b->path);
+    cr_assert_geq(fd, 0);
+    close(fd);
+    unlink(b->path);
+    held_ops = cairn_ioq_sim;
+    held_ops.open = held_open;
+    held_ops.submit = held_submit;
+    device = cairn_sim_create(&(struct cairn_sim_opts){.seed = 1});
+    b->o = (struct cairn_vault_opts){.ram_bytes = 16u << 20,
+                                     .disk_bytes = 32u << 20,
+                                     .path = b->path,
+                                     .write = write,
+                                     .policy = "lru",
+                                     .engine = "sim",
+                                     .ioq = &held_ops,
+                                     .ioq_arg = device,
+                                     .lock_wait_ns = RIG_SECOND,
+                                     .io_deadline_ns = RIG_PATIENCE,
+                                     .errors_max = 4};
+    box_open(b);
+}
+
+static void box_fini(struct box *b)
+{
+    cairn_vault_close(b->v);
+    cairn_sim_destroy(device);
+    unlink(b->path);
+}
+
+static struct cairn_key key_of(uint64_t id)
+{
+    struct cairn_key k;
+    value_key(id, k.bytes);
+    return k;
+}
+
+static void put(struct box *b, uint64_t id, size_t len)
+{
+    static uint8_t bytes[BIG];
+    struct cairn_iov iov;
+    struct cairn_put p = {.key = key_of(id), .value = rig_sgl(&iov, bytes, len)};
+    value_fill(bytes, id, 1, 0, len);
+    cr_assert_eq(cairn_vault_put(b->v, &p, 1, deadline(), NULL), CAIRN_OK, "%d: %d", (int)id,
+                 p.cause);
+}
+
+static cairn_status get(struct box *b, uint64_t id, size_t len)
+{
+    static uint8_t bytes[BIG];
+    struct cairn_iov iov;
+    struct cairn_get g = {.key = key_of(id), .out = rig_sgl(&iov, bytes, len)};
+    cairn_vault_get(b->v, &g, 1, deadline(), NULL);
+    return g.status;
+}
+
+static bool holds(struct box *b, uint64_t id)
+{
+    struct cairn_key k = key_of(id);
+    return cairn_vault_lookup(b->v, &k, 1) == 1;
+}
+
+/* --- a write that overtakes a delete --- */
+
+static bool after_tombstone;
+
+static bool sync_of_tombstone(const struct cairn_io *io)
+{
+    const struct cairn_record_disk *r = io->buf;
+    if (io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD &&
+        r->loc.kind == CAIRN_RECORD_TOMBSTONE)
+        after_tombstone = true;
+    return after_tombstone && io->kind == CAIRN_IO_SYNC;
+}
+
+static void *deletes(void *arg)
+{
+    struct box *b = arg;
+    struct cairn_key k = key_of(SUBJECT);
+    cairn_status st;
+    cairn_vault_delete(b->v, &k, 1, deadline(), &st);
+    cr_assert_eq(st, CAIRN_OK);
+    return NULL;
+}
+
+/* A value whose disk copy was forgotten is put again and deleted; while the tombstone is under way
+ * a flush wants to write the new copy. It must not come to lie behind the tombstone: with the
+ * tombstone's segment the delete would be forgotten. */
+Test(store_moments, a_flush_does_not_write_behind_a_tombstone, .timeout = 240)
+{
+    struct box b;
+    pthread_t deleter;
+    box_init(&b, CAIRN_WRITE_ON_EVICT);
+    put(&b, SUBJECT, BIG);
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    cairn_sim_flip(device, CAIRN_DATA_OFFSET + 3u * CAIRN_BLOCK, 5);
+    cr_assert_gt(cairn_vault_drop_ram(b.v), 0);
+    cr_assert_eq(get(&b, SUBJECT, BIG), CAIRN_MISS);
+    put(&b, SUBJECT, BIG);
+
+    chosen = sync_of_tombstone;
+    atomic_store(&gate, GATE_ARMED);
+    cr_assert_eq(pthread_create(&deleter, NULL, deletes, &b), 0);
+    gate_await();
+    (void)cairn_vault_flush(b.v, cairn_deadline_ns(RIG_SECOND / 10));
+    atomic_store(&gate, GATE_OPEN);
+    pthread_join(deleter, NULL);
+    cr_assert(!holds(&b, SUBJECT));
+
+    for (uint64_t id = SUBJECT + 1; id < 40; id++) {
+        put(&b, id, BIG);
+        cairn_vault_close(b.v);
+        box_open(&b);
+        cr_assert(!holds(&b, SUBJECT), "back after %d more", (int)id);
+    }
+    box_fini(&b);
+}
+
+/* --- as many loads as there are ops --- */
+
+static bool any_read(const struct cairn_io *io)
+{
+    return io->kind == CAIRN_IO_READ;
+}
+
+struct getter {
+    struct box *b;
+    pthread_t thread;
+    uint64_t first;
+    size_t hits;
+};
+
+static void *gets_many(void *arg)
+{
+    struct getter *g = arg;
+    struct cairn_get gets[KEYS_EACH];
+    struct cairn_iov iovs[KEYS_EACH];
+    uint8_t *bytes = malloc(KEYS_EACH * (size_t)SMALL);
+    for (uint32_t i = 0; i < KEYS_EACH; i++)
+        gets[i] = (struct cairn_get){.key = key_of(g->first + i),
+                                     .out = rig_sgl(&iovs[i], bytes + (size_t)i * SMALL, SMALL)};
+    cairn_vault_get(g->b->v, gets, KEYS_EACH, deadline(), &g->hits);
+    free(bytes);
+    return NULL;
+}
+
+/* The op that the first load gives back goes to the write that waits for one. */
+Test(store_moments, a_put_finds_all_ops_reading, .timeout = 240)
+{
+    struct box b;
+    struct getter getters[GETTERS];
+    const uint64_t count = GETTERS * KEYS_EACH;
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    for (uint64_t id = 1; id <= count; id++)
+        put(&b, id, SMALL);
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    cr_assert_eq(cairn_vault_drop_ram(b.v), count * SMALL);
+    chosen = any_read;
+    atomic_store(&gate, GATE_ARMED);
+    for (uint32_t i = 0; i < GETTERS; i++) {
+        getters[i] = (struct getter){.b = &b, .first = 1 + i * KEYS_EACH};
+        cr_assert_eq(pthread_create(&getters[i].thread, NULL, gets_many, &getters[i]), 0);
+    }
+    for (uint64_t id = 1; id <= count; id++) {
+        struct cairn_key k = key_of(id);
+        while (!(cairn_vault_where(b.v, &k) & CAIRN_IN_RAM))
+            usleep(1000);
+    }
+    put(&b, count + 1, SMALL);
+    atomic_store(&gate, GATE_OPEN);
+    for (uint32_t i = 0; i < GETTERS; i++) {
+        pthread_join(getters[i].thread, NULL);
+        cr_assert_eq(getters[i].hits, KEYS_EACH);
+    }
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    box_fini(&b);
+}
+
+/* --- a tier that goes off while values wait to leave --- */
+
+static bool any_record(const struct cairn_io *io)
+{
+    const struct cairn_record_disk *r = io->buf;
+    return io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD;
+}
+
+/* Half of what is to leave is with the tier and half is queued, and a flush waits to queue the rest:
+ * nothing of it may keep its room once nobody writes any more. */
+Test(store_moments, what_was_to_leave_leaves_without_a_disk_too, .timeout = 240)
+{
+    struct box b;
+    uint64_t id = 1, before = 2000;
+    box_init(&b, CAIRN_WRITE_ON_EVICT);
+    chosen = any_record;
+    atomic_store(&gate, GATE_ARMED);
+    for (; id <= before; id++)
+        put(&b, id, SMALL);
+    gate_await();
+    cairn_sim_die_after(device, 1);
+    atomic_store(&gate, GATE_OPEN);
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_IO);
+    for (; id <= 3 * before; id++)
+        put(&b, id, SMALL);
+    for (uint64_t old = 1; old <= before; old++)
+        cr_assert(!holds(&b, old), "%d stays for ever", (int)old);
+    box_fini(&b);
+}
