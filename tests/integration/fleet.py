@@ -73,7 +73,8 @@ def quiet(node, files: int, timeout=10.0):
         ram = now["tiers"][0]
         return {"clients": now["clients_count"], "leases": now["leases_count"],
                 "processes": now["shared"]["processes"], "windows": now["shared"]["window_bytes"],
-                "pins": now["shared"]["lease_pins"], "leased": ram["leased_bytes"],
+                "pins": now["shared"]["lease_pins"] + now["shared"]["operator_pins"],
+                "leased": ram["leased_bytes"],
                 "filling": ram["filling_bytes"], "running": now["workers"]["running"],
                 "queued": now["workers"]["queued"],
                 # HTTP has one open for this very question.
@@ -157,6 +158,10 @@ class Fleet:
                 # One that has only just started may not know the signal yet.
                 assert process.wait(60) in (0, -signal.SIGTERM), \
                     (self.folder / f"said{number}").read_text()[-3000:]
+        # What an operator pins outlives him, so also one who was killed before he unpinned it.
+        with Wire(path=self.node.socket) as wire:
+            for ledger in self.ledgers:
+                assert wire.call("CAIRN.UNPIN", b"".join(ledger.keys[storm.STRINGS:])) >= 0
 
     def destroy(self):
         for process in self.processes:

@@ -111,13 +111,14 @@ class Ledger:
 
     # --- judging ---
 
-    def judge(self, i: int, data: bytes | None, asked_ms: int = 0) -> None:
+    def judge(self, i: int, data: bytes | None, asked_ms: int = 0, begun=None) -> None:
         if data is None:
             self.count("misses")
             return
         key = self.keys[i]
         generation = judge_bytes(key, data)
-        current, begun, expires = (self.get(i, f) for f in ("current", "begun", "expires_ms"))
+        current, expires = self.get(i, "current"), self.get(i, "expires_ms")
+        begun = self.get(i, "begun") if begun is None else begun
         if generation not in (current, begun):
             raise Wrong(f"{key!r} holds generation {generation}; allowed is {current or 'nothing'}"
                         f"{f' or {begun}, which was begun' if begun else ''}; the last one given "

@@ -173,10 +173,7 @@ class Storm:
         if isinstance(answer, Error):
             self.ledger.refused(i)
             return
-        begun = self.ledger.get(i, "begun")
-        self.ledger.set(i, "begun", 0)  # the new one cannot be what was there before
-        self.ledger.judge(i, answer)
-        self.ledger.set(i, "begun", begun)
+        self.ledger.judge(i, answer, begun=0)  # the new one cannot be what was there before
         self.ledger.done(i, generation)
 
     def string_dropped(self, i, answer):
