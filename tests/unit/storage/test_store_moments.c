@@ -253,8 +253,8 @@ static bool any_record(const struct cairn_io *io)
     return io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD;
 }
 
-/* Half of what is to leave is with the tier and half is queued, and a flush waits to queue the rest:
- * nothing of it may keep its room once nobody writes any more. */
+/* Half of what is to leave is with the tier and half is queued, and a flush waits to queue the
+ * rest: nothing of it may keep its room once nobody writes any more. */
 Test(store_moments, what_was_to_leave_leaves_without_a_disk_too, .timeout = 240)
 {
     struct box b;
