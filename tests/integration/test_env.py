@@ -339,7 +339,7 @@ def test_path_is_a_device_or_pipe(probe, place):
     ("embedded://{}/log?ram=16MiB&disk=64MiB&ram=", "ram"),
     ("embedded://host{}/log?ram=16MiB", "three slashes"),
     ("embeded://{}/log", "embedded"),
-    ("tcp://somewhere:1234", "tcp"),
+    ("tcp://somewhere:1234", "somewhere"),
     ("", "embedded"),
     ("embedded://{}/%zz?ram=16MiB", "escape"),
     ("embedded://{}/log?ram=15TiB", "ram"),
