@@ -189,6 +189,12 @@ static struct nvme_unit *place_records(struct cairn_nvme *t)
     struct cairn_tier_op *op = t->wq.head;
     bool staged = small(op) && (op_marks(op) || small(op->next));
     uint32_t seg = nvme_seg_room(t, op_blocks(op));
+    if (seg == NVME_SEG_NONE && nvme_carrying(t, op) && nvme_segs_out(t)) {
+        /* The next segment comes from this very reclaim, which is not to wait for itself. */
+        nvme_list_pop(&t->wq);
+        nvme_op_done(t, op, CAIRN_CANCELED, CAIRN_CAUSE_NONE);
+        return NULL;
+    }
     if (seg == NVME_SEG_NONE || (staged && !t->stages_free) || !t->units_free)
         return NULL;
     nvme_list_pop(&t->wq);

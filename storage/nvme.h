@@ -335,6 +335,12 @@ static inline uint32_t nvme_seg_first(const struct cairn_nvme *t, uint32_t seg)
 }
 /* The open segment if `blocks` more fit, else the next one; NONE: none is ready yet. */
 uint32_t nvme_seg_room(struct cairn_nvme *t, uint32_t blocks);
+/* Is none ready, nor any that could be made so, before reclaim lets one go? */
+static inline bool nvme_segs_out(const struct cairn_nvme *t)
+{
+    return t->seg_ready == NVME_SEG_NONE && t->seg_preparing == NVME_SEG_NONE &&
+           t->free_count == 0;
+}
 void nvme_seg_break(struct cairn_nvme *t, uint32_t seg);
 void nvme_segs_pump(struct cairn_nvme *t);
 void nvme_seg_set(struct cairn_nvme *t, uint32_t seg, enum nvme_seg_state state);
