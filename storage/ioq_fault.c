@@ -57,10 +57,21 @@ static bool rule_matches(const struct cairn_fault_rule *r, const struct cairn_io
     return r->to == 0 || (io->off < r->to && io->off + io->len > r->from);
 }
 
-/* The rule that hits this io, or NULL. Every rule counts its matches, hit or not. */
-static const struct cairn_fault_rule *choose(struct faulty *f, const struct cairn_io *io)
+void cairn_fault_arm(struct cairn_fault_plan *plan, const struct cairn_fault_rule *rule)
 {
-    const struct cairn_fault_rule *hit = NULL;
+    pthread_mutex_lock(&plan->lock);
+    plan->rule_count = rule ? 1 : 0;
+    if (rule)
+        plan->rules[0] = *rule;
+    atomic_store(&plan->matched[0], 0);
+    pthread_mutex_unlock(&plan->lock);
+}
+
+/* The first rule that hits this io. Every rule counts its matches, hit or not. */
+static bool choose(struct faulty *f, const struct cairn_io *io, struct cairn_fault_rule *ret)
+{
+    bool hit = false;
+    pthread_mutex_lock(&f->plan->lock);
     for (uint32_t i = 0; i < f->plan->rule_count; i++) {
         const struct cairn_fault_rule *r = &f->plan->rules[i];
         if (!rule_matches(r, io))
@@ -69,8 +80,10 @@ static const struct cairn_fault_rule *choose(struct faulty *f, const struct cair
         uint64_t times = r->times ? r->times : 1;
         bool now = r->nth ? n >= r->nth && n - r->nth < times : draw(f, 1000000) < r->ppm;
         if (now && !hit)
-            hit = r;
+            *ret = *r;
+        hit |= now;
     }
+    pthread_mutex_unlock(&f->plan->lock);
     return hit;
 }
 
@@ -261,11 +274,11 @@ static bool fault_submit(struct cairn_ioq *q, struct cairn_io *io)
     *s = (struct slot){.inner = *io, .outer = io, .fault = -1};
     s->inner.owner = s;
     atomic_fetch_add(&f->plan->seen[io->kind], 1);
-    const struct cairn_fault_rule *r = atomic_load(&f->plan->off) ? NULL : choose(f, io);
-    if (r) {
-        s->fault = (int)r->fault;
-        s->arg = r->arg == CAIRN_FAULT_RANDOM ? default_arg(f, s->fault, io) : r->arg;
-        atomic_fetch_add(&f->plan->hit[r->fault], 1);
+    struct cairn_fault_rule r;
+    if (!atomic_load(&f->plan->off) && choose(f, io, &r)) {
+        s->fault = (int)r.fault;
+        s->arg = r.arg == CAIRN_FAULT_RANDOM ? default_arg(f, s->fault, io) : r.arg;
+        atomic_fetch_add(&f->plan->hit[r.fault], 1);
     }
     begin(f, s);
     return true;

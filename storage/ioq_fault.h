@@ -6,6 +6,7 @@
 #ifndef CAIRN_STORAGE_IOQ_FAULT_H
 #define CAIRN_STORAGE_IOQ_FAULT_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "storage/ioq.h"
@@ -49,6 +50,7 @@ struct cairn_fault_plan {
     uint64_t seed;
     struct cairn_fault_rule rules[CAIRN_FAULT_RULES]; /* the first one that hits counts */
     uint32_t rule_count;
+    pthread_mutex_t lock;                             /* of both, once a queue is open  */
     _Atomic bool off;                                 /* ios pass untouched             */
 
     _Atomic uint64_t seen[3];                         /* ios by kind                    */
@@ -57,5 +59,8 @@ struct cairn_fault_plan {
 };
 
 extern const struct cairn_ioq_ops cairn_ioq_fault;
+
+/* One rule in the place of all others, NULL = none, while ios run; its matches count from 0. */
+void cairn_fault_arm(struct cairn_fault_plan *plan, const struct cairn_fault_rule *rule);
 
 #endif

@@ -63,7 +63,6 @@ struct vault_op {
     struct cairn_vault *vault;
     struct vault_op *next;
     uint32_t slot;
-    uint32_t slot_gen;
     bool done, abandoned;
 };
 

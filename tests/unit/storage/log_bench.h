@@ -88,16 +88,11 @@ static inline void bench_fini(struct bench *b)
     host_fini(&b->h);
 }
 
-/* Off, then an op through the log's thread: it looks at no rule until they are changed. */
 static inline void rule(struct bench *b, enum cairn_fault fault, uint32_t kinds, uint64_t nth,
                  uint64_t times, uint64_t arg)
 {
-    atomic_store(&b->plan.off, true);
-    host_sync(&b->h);
-    b->plan.rules[0] = (struct cairn_fault_rule){
-        .fault = fault, .kinds = kinds, .nth = nth, .times = times, .arg = arg};
-    b->plan.rule_count = 1;
-    atomic_store(&b->plan.matched[0], 0);
+    cairn_fault_arm(&b->plan, &(struct cairn_fault_rule){
+        .fault = fault, .kinds = kinds, .nth = nth, .times = times, .arg = arg});
     atomic_store(&b->plan.off, false);
 }
 

@@ -532,12 +532,10 @@ Test(store_fault, payload_rots)
 
 /* ---- devices that stay broken ---- */
 
-/* Every io, once the plan is no longer off: rules may not change while the store runs. */
-static void fail_later(struct box *b, enum cairn_fault fault)
+static void fail_from_now(struct box *b, enum cairn_fault fault)
 {
-    b->plan.rules[0] = (struct cairn_fault_rule){.fault = fault, .nth = 1, .times = UINT64_MAX};
-    b->plan.rule_count = 1;
-    b->plan.off = true;
+    cairn_fault_arm(&b->plan, &(struct cairn_fault_rule){
+        .fault = fault, .nth = 1, .times = UINT64_MAX});
 }
 
 /* Errors in a row turn the tier off: RAM goes on, flush says so, nothing hangs. */
@@ -548,13 +546,12 @@ Test(store_fault, turns_off_and_goes_on)
     box_init(&b);
     b.what = "every io fails";
     b.o.errors_max = 8;
-    fail_later(&b, CAIRN_FAULT_EIO);
     cr_assert(box_open(&b));
     for (uint64_t id = 0; id < KEYS - 2; id++)
         put(&b, id);
     cr_assert_eq(flush(&b), CAIRN_OK);
     cairn_vault_drop_ram(b.v);
-    b.plan.off = false;
+    fail_from_now(&b, CAIRN_FAULT_EIO);
     for (int i = 0; i < 5; i++)
         get_all(&b);
     put(&b, 4);
@@ -623,13 +620,12 @@ Test(store_fault, dies_in_silence)
 
     box_init(&b);
     b.what = "no io ever completes";
-    fail_later(&b, CAIRN_FAULT_GONE);
     cr_assert(box_open(&b));
     for (uint64_t id = 0; id < KEYS; id++)
         put(&b, id);
     cr_assert_eq(flush(&b), CAIRN_OK);
     cairn_vault_drop_ram(b.v);
-    b.plan.off = false;
+    fail_from_now(&b, CAIRN_FAULT_GONE);
     get_all(&b);
     put(&b, 4);
     s = flush(&b);

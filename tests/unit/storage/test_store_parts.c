@@ -108,12 +108,12 @@ static void sweep(enum cairn_fault fault, uint64_t arg, uint64_t count, bool hea
     box_init(&b, CAIRN_VERIFY_FIRST);
     for (uint64_t nth = 1; nth <= 10 * count; nth++) {
         cairn_vault_drop_ram(b.v);
-        b.plan.rules[0] = (struct cairn_fault_rule){
-            .fault = fault, .kinds = CAIRN_FAULT_READS, .nth = nth, .arg = arg};
-        b.plan.matched[0] = 0;
-        b.plan.rule_count = 1;
+        cairn_fault_arm(&b.plan, &(struct cairn_fault_rule){.fault = fault,
+                                                            .kinds = CAIRN_FAULT_READS,
+                                                            .nth = nth,
+                                                            .arg = arg});
         uint64_t hits = get_batch(&b, count);
-        b.plan.rule_count = 0;
+        cairn_fault_arm(&b.plan, NULL);
         cr_assert(hits == count || (!heals && hits + 1 >= count), "%d hits at io %d", (int)hits,
                   (int)nth);
     }
@@ -148,12 +148,10 @@ Test(store_parts, an_io_that_never_comes_back_is_one_miss)
     box_init(&b, CAIRN_VERIFY_FIRST);
     for (uint32_t round = 0; round < 3; round++) {
         cairn_vault_drop_ram(b.v);
-        b.plan.rules[0] = (struct cairn_fault_rule){
-            .fault = CAIRN_FAULT_LOST, .kinds = CAIRN_FAULT_READS, .nth = 2};
-        b.plan.matched[0] = 0;
-        b.plan.rule_count = 1;
+        cairn_fault_arm(&b.plan, &(struct cairn_fault_rule){
+            .fault = CAIRN_FAULT_LOST, .kinds = CAIRN_FAULT_READS, .nth = 2});
         cr_assert_eq(get_batch(&b, 1), 0);
-        b.plan.rule_count = 0;
+        cairn_fault_arm(&b.plan, NULL);
         cr_assert_eq(get_batch(&b, 1), 1);
     }
     box_fini(&b);
