@@ -3,7 +3,6 @@
 #include "tools/json.h"
 #include "tools/node_call.h"
 #include "tools/prompt.h"
-#include "transport/wire.h"
 
 struct options {
     struct node_where node;
@@ -82,16 +81,10 @@ static int run(const void *opts, char **args, uint32_t count)
     const struct options *o = opts;
     struct prompt p;
     struct node_call *c = NULL;
-    int status = prompt_read("lookup", &o->prompt, args[0], &p);
+    int status = prompt_read_for_node("lookup", &o->prompt, args[0], &p);
     if (status)
         return status;
-    if (!p.count)
-        status = cli_fail(CLI_USAGE, "lookup: '%s' holds no token: give at least one", args[0]);
-    else if (p.count > CAIRN_WIRE_KEYS_MAX)
-        status = cli_fail(CLI_USAGE, "lookup: '%s' makes %zu chunks, and a command takes %u: give "
-                          "a shorter file", args[0], p.count, CAIRN_WIRE_KEYS_MAX);
-    else
-        status = node_connect("lookup", &o->node, &c);
+    status = node_connect("lookup", &o->node, &c);
     if (!status)
         status = show(&p, c, o->json);
     node_call_close(c);

@@ -4,7 +4,6 @@
 
 #include "tools/node_call.h"
 #include "tools/prompt.h"
-#include "transport/wire.h"
 
 struct options {
     struct node_where node;
@@ -23,62 +22,32 @@ static const struct cairn_opt options[] = {
     {.name = NULL},
 };
 
-struct keys {
-    struct prompt prompt;
-    struct cairn_key one;
-    const struct cairn_key *list;
-    size_t count;
-};
-
-static int read_keys(const char *command, const struct options *o, char **args, uint32_t count,
-                     struct keys *k)
-{
-    *k = (struct keys){.list = &k->one, .count = 1};
-    if ((o->key[0] != 0) == (count != 0))
-        return cli_fail(CLI_USAGE, "%s: say what: a file of tokens with --identity, or --key "
-                        "KEYHEX", command);
-    if (o->key[0])
-        return cli_parse_key(o->key, &k->one)
-                   ? CLI_OK
-                   : cli_fail(CLI_USAGE, "%s: '%s' is not a key: --key takes 64 hexadecimal digits",
-                              command, o->key);
-    int status = prompt_read(command, &o->prompt, args[0], &k->prompt);
-    if (status)
-        return status;
-    k->list = k->prompt.keys;
-    k->count = k->prompt.count;
-    if (k->count <= CAIRN_WIRE_KEYS_MAX)
-        return CLI_OK;
-    prompt_free(&k->prompt);
-    return cli_fail(CLI_USAGE, "%s: '%s' makes %zu chunks, and a command takes %u: give a shorter "
-                    "file", command, args[0], k->count, CAIRN_WIRE_KEYS_MAX);
-}
-
 static int pin(const char *command, const char *node_command, const char *done, const void *opts,
                char **args, uint32_t count)
 {
     const struct options *o = opts;
-    struct keys k;
-    int status = read_keys(command, o, args, count, &k);
+    struct prompt p;
+    struct cairn_key one;
+    int status = prompt_or_key(command, o->key, &o->prompt, args, count, &one, &p);
     if (status)
         return status;
+    const struct cairn_key *keys = p.count ? p.keys : &one;
+    size_t chunks = p.count ? p.count : 1;
     int64_t n = 0;
     struct node_call *c = NULL;
-    if (k.count)
-        status = node_connect(command, &o->node, &c);
-    if (c) {
+    status = node_connect(command, &o->node, &c);
+    if (!status) {
         const struct node_reply *r = node_ask(
-            command, c,
-            NODE_ARGS(NODE_WORD(node_command), NODE_BYTES(k.list, k.count * sizeof *k.list)));
+            command, c, NODE_ARGS(NODE_WORD(node_command), NODE_BYTES(keys, chunks * sizeof *keys)));
         status = r ? CLI_OK : CLI_FAILED;
         n = node_integer(r, 0);
     }
     node_call_close(c);
     if (!status && o->json)
-        printf("{\"chunks\": %zu, \"%s\": %" PRId64 "}\n", k.count, done, n);
+        printf("{\"chunks\": %zu, \"%s\": %" PRId64 "}\n", chunks, done, n);
     else if (!status)
-        printf("%" PRId64 " of %zu chunks %s\n", n, k.count, done);
-    prompt_free(&k.prompt);
+        printf("%" PRId64 " of %zu chunks %s\n", n, chunks, done);
+    prompt_free(&p);
     return status;
 }
 

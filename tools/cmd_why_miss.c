@@ -271,22 +271,14 @@ static int run(const void *opts, char **args, uint32_t count)
 {
     const struct options *o = opts;
     struct cairn_key key;
-    struct prompt p = {0};
+    struct prompt p;
     struct node_call *c = NULL;
-    if ((o->key[0] != 0) == (count != 0))
-        return cli_fail(CLI_USAGE, WHY ": say what: a file of tokens with --identity, or --key "
-                        "KEYHEX");
-    if (o->key[0] && !cli_parse_key(o->key, &key))
-        return cli_fail(CLI_USAGE, WHY ": '%s' is not a key: --key takes 64 hexadecimal digits",
-                        o->key);
-    int status = count ? prompt_read(WHY, &o->prompt, args[0], &p) : CLI_OK;
-    if (!status && count && (p.count == 0 || p.count > CAIRN_WIRE_KEYS_MAX))
-        status = cli_fail(CLI_USAGE, WHY ": '%s' makes %zu chunks: give a file of 1 to %u",
-                          args[0], p.count, CAIRN_WIRE_KEYS_MAX);
+    int status = prompt_or_key(WHY, o->key, &o->prompt, args, count, &key, &p);
+    if (status)
+        return status;
+    status = node_connect(WHY, &o->node, &c);
     if (!status)
-        status = node_connect(WHY, &o->node, &c);
-    if (!status)
-        status = count ? ask_prompt(o, &p, c) : ask_key(o, &key, c);
+        status = p.count ? ask_prompt(o, &p, c) : ask_key(o, &key, c);
     node_call_close(c);
     prompt_free(&p);
     return status;

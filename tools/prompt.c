@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "transport/wire.h"
+
 #define TOKENS_FILE_MAX (256u << 20)
 #define DOMAIN_KEY_MAX 64u
 #define EXTRAS_MAX 256u
@@ -264,6 +266,37 @@ int prompt_read(const char *command, const struct prompt_options *o, const char 
     if (status)
         prompt_free(ret);
     return status;
+}
+
+int prompt_read_for_node(const char *command, const struct prompt_options *o, const char *path,
+                         struct prompt *ret)
+{
+    int status = prompt_read(command, o, path, ret);
+    if (status)
+        return status;
+    if (!ret->count)
+        status = cli_fail(CLI_USAGE, "%s: '%s' holds no token: give at least one", command, path);
+    else if (ret->count > CAIRN_WIRE_KEYS_MAX)
+        status = cli_fail(CLI_USAGE, "%s: '%s' makes %zu chunks, and a command takes %u: give a "
+                          "shorter file", command, path, ret->count, CAIRN_WIRE_KEYS_MAX);
+    if (status)
+        prompt_free(ret);
+    return status;
+}
+
+int prompt_or_key(const char *command, const char *key_hex, const struct prompt_options *o,
+                  char **args, uint32_t count, struct cairn_key *ret_key, struct prompt *ret)
+{
+    *ret = (struct prompt){0};
+    if ((key_hex[0] != 0) == (count != 0))
+        return cli_fail(CLI_USAGE, "%s: say what: a file of tokens with --identity, or --key "
+                        "KEYHEX", command);
+    if (count)
+        return prompt_read_for_node(command, o, args[0], ret);
+    return cli_parse_key(key_hex, ret_key)
+               ? CLI_OK
+               : cli_fail(CLI_USAGE, "%s: '%s' is not a key: --key takes 64 hexadecimal digits",
+                          command, key_hex);
 }
 
 struct cairn_key *prompt_rename(const struct prompt *p, const struct prompt_options *o,

@@ -54,6 +54,12 @@ struct prompt {
 /* Reads the file and names its chunks. An exit status, after a message unless it is CLI_OK. */
 int prompt_read(const char *command, const struct prompt_options *o, const char *path,
                 struct prompt *ret);
+/* The same for a command of a node, which takes 1 to CAIRN_WIRE_KEYS_MAX keys. */
+int prompt_read_for_node(const char *command, const struct prompt_options *o, const char *path,
+                         struct prompt *ret);
+/* One key (--key) or the file in args: exactly one of them. For the key ret->count is 0. */
+int prompt_or_key(const char *command, const char *key_hex, const struct prompt_options *o,
+                  char **args, uint32_t count, struct cairn_key *ret_key, struct prompt *ret);
 void prompt_free(struct prompt *p);
 
 /* Another way to name the same tokens. */

@@ -49,7 +49,6 @@ struct client {
     struct client_shared *shared; /* NULL until it attaches; freed with the client               */
     uint32_t tenant;         /* of every record and reply; 0 = "default"                         */
     bool closing;            /* no more commands; closed once `out` is sent                      */
-    bool no_reply;           /* CLIENT REPLY is not supported: reserved, false                   */
 
     /* Read by other threads under node->clients_lock (names), or atomics. */
     char name[64], library[64], library_version[32];

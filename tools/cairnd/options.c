@@ -83,7 +83,8 @@ const struct cairn_opt node_option_table[] = {
      .help = "longest lease of a client that maps no memory"},
     {.name = "allow-uids", .type = CAIRN_OPT_STRING, .def = "self", .max = CAP(allow_uids),
      .offset = AT(allow_uids),
-     .help = "users of the unix socket: 'self' and numbers, with commas between"},
+     .help = "users of the unix socket: 'self' and numbers, with commas between; its file is "
+             "0600, so others than root also need an ACL on it (setfacl)"},
     {.name = "log-file", .type = CAIRN_OPT_STRING, .def = "", .max = CAP(log_file),
      .offset = AT(log_file), .help = "\"\" = standard error; opened again at SIGHUP"},
     {.name = "log-level", .type = CAIRN_OPT_CHOICE, .def = "info", .choices = level_names,
