@@ -38,7 +38,8 @@ static int pin(const char *command, const char *node_command, const char *done, 
     status = node_connect(command, &o->node, &c);
     if (!status) {
         const struct node_reply *r = node_ask(
-            command, c, NODE_ARGS(NODE_WORD(node_command), NODE_BYTES(keys, chunks * sizeof *keys)));
+            command, c,
+            NODE_ARGS(NODE_WORD(node_command), NODE_BYTES(keys, chunks * sizeof *keys)));
         status = r ? CLI_OK : CLI_FAILED;
         n = node_integer(r, 0);
     }
