@@ -1,6 +1,6 @@
 """What the two halves of the vLLM connector tell each other: the scheduler's half plans, a worker's
-half (one a rank) moves bytes. Everything here is pickled on its way, and knows no vLLM class but the
-three bases.
+half (one a rank) moves bytes. Everything here is pickled on its way, and knows no vLLM class but
+the three bases.
 
 A chunk is `chunk_tokens` tokens, a whole number of blocks of every KV group. Its value has one part
 a rank and group, each under a key of its own; it is held only when every part is."""
@@ -20,12 +20,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorHandsh
 class Transfer:
     """A run of chunks of one request, in or out of the engine's blocks.
 
-    keys: (chunks, world * groups, 32) uint8; part p of a chunk belongs to rank p // groups and group
-    p % groups. parents: (world * groups, 32), the keys before keys[0], or None at the start of a
-    prompt (saves). blocks: a list with one int64 array a group, the blocks of the chunks in order,
-    chunk after chunk; only a tail (a last chunk that is not full) has fewer. Block 0 is the null
-    block: a load skips it (only leading ones: of a part, or of whole parts), a save does not store a
-    part that has one. wait: a load that the step's forward needs (synchronous)."""
+    keys: (chunks, world * groups, 32) uint8; part p of a chunk belongs to rank p // groups and
+    group p % groups. parents: (world * groups, 32), the keys before keys[0], or None at the start
+    of a prompt (saves). blocks: a list with one int64 array a group, the blocks of the chunks in
+    order, chunk after chunk; only a tail (a last chunk that is not full) has fewer. Block 0 is the
+    null block: a load skips it (only leading ones: of a part, or of whole parts), a save does not
+    store a part that has one. wait: a load that the step's forward needs (synchronous)."""
 
     id: int
     request: str
@@ -67,9 +67,10 @@ class Report(KVConnectorWorkerMetadata):
 
 @dataclass
 class Described(KVConnectorHandshakeMetadata):
-    """A rank's pages, told once when its KV cache is allocated. fields: the identity of each group's
-    parts (without the epoch). why_not: this engine runs without the cache, and why. link: the socket
-    of the store that this worker owns (embedded), where the scheduler is another process."""
+    """A rank's pages, told once when its KV cache is allocated. fields: the identity of each
+    group's parts (without the epoch). why_not: this engine runs without the cache, and why. link:
+    the socket of the store that this worker owns (embedded), where the scheduler is another
+    process."""
 
     rank: int
     fields: list[dict[str, Any]] = field(default_factory=list)
