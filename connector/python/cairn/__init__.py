@@ -9,6 +9,7 @@ from .errors import (BusyError, CanceledError, CorruptError, Error, ExistsError,
                      PermissionError, StateError, TimeoutError, TooBigError, UnsupportedError,
                      VersionError)
 from .identity import PUBLIC, Identity, Keys, keys, keys_from_hashes
+from .queue import Queue
 from .store import Lease, Store, features, open, options_help
 
 __version__ = "0.1.0"
@@ -16,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BusyError", "CanceledError", "CorruptError", "Error", "ExistsError", "Identity",
     "InvalidError", "IoError", "Keys", "Lease", "LockedError", "MissError", "NoMemoryError",
-    "NoSpaceError", "NotFoundError", "PUBLIC", "PermissionError", "StateError", "Store",
+    "NoSpaceError", "NotFoundError", "PUBLIC", "PermissionError", "Queue", "StateError", "Store",
     "TimeoutError", "TooBigError", "UnsupportedError", "VersionError", "features", "keys",
     "keys_from_hashes", "open", "options_help",
 ]

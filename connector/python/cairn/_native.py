@@ -47,9 +47,14 @@ class Extra(ctypes.Structure):
     _fields_ = [("chunk", c_uint32), ("data", c_char_p), ("len", c_size_t)]
 
 
+class Completion(ctypes.Structure):
+    _fields_ = [("tag", c_void_p), ("status", c_int), ("hits", c_size_t)]
+
+
 _KEYS = [c_void_p, POINTER(Domain), c_void_p, c_void_p]
 _EXTRAS_AND_OUT = [c_void_p, c_size_t, c_void_p, c_size_t, POINTER(c_size_t)]
 _TEXT = [c_char_p, c_size_t]
+_SUBMIT = [c_void_p, c_void_p, c_size_t, c_uint64, c_void_p]
 _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "cairn_version": (c_char_p, []),
     "cairn_status_str": (c_char_p, [c_int]),
@@ -77,6 +82,12 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "cairn_lease_view": (c_int, [c_void_p, c_size_t, POINTER(c_void_p), POINTER(c_uint64)]),
     "cairn_lease_renew": (c_int, [c_void_p, c_uint64]),
     "cairn_lease_release": (None, [c_void_p]),
+    "cairn_queue_open": (c_int, [c_void_p, POINTER(c_void_p)]),
+    "cairn_queue_close": (None, [c_void_p]),
+    "cairn_queue_fd": (c_int, [c_void_p]),
+    "cairn_submit_get": (c_int, _SUBMIT),
+    "cairn_submit_put": (c_int, _SUBMIT),
+    "cairn_poll": (c_size_t, [c_void_p, POINTER(Completion), c_size_t, c_uint64]),
     "cairn_why": (c_size_t, [c_void_p, c_void_p, *_TEXT]),
     "cairn_stats": (c_size_t, [c_void_p, *_TEXT]),
     "cairn_features": (c_size_t, [c_char_p, *_TEXT]),

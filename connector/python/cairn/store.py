@@ -7,13 +7,15 @@ import ctypes
 import json
 import os
 import threading
+import weakref
 from typing import Any
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from . import _native
-from .buffers import runs, spread, value_bytes
+from ._batch import get_batch, put_batch
+from .buffers import runs, value_bytes
 from .errors import InvalidError, MissError, StateError, TooBigError, error
 from .identity import Identity, key_array
 
@@ -94,6 +96,7 @@ class Store:
         self._lock = threading.Condition()
         self._calls = 0
         self._pins = 0
+        self._queues: weakref.WeakSet[Any] = weakref.WeakSet()
         self._noted: set[bytes] = set()
         self._timeout = timeout
         self.uri = uri
@@ -183,36 +186,16 @@ class Store:
         address and length of each run, the runs of a value one after another; counts (n,) uint32,
         runs a value; parents (n, 32) where the keys are not one chain. Returns the status of each
         key. The memory must stay as it is until this returns; nothing of it is checked here."""
-        n = len(keys)
-        batch = np.zeros(n, _native.PUT)
-        if n == 0:
-            return batch["status"]
-        batch["key"] = keys
-        if parents is not None:
-            batch["parent"] = parents
-        else:
-            batch["parent"][1:] = keys[:-1]
-            if parent is not None:
-                batch["parent"][0] = key_array([parent], "parent")[0]
-        iov = np.ascontiguousarray(iov, np.uint64)
-        spread(batch, iov, np.asarray(counts))
-        batch["flags"] = _native.PUT_REPLACE if replace else 0
-        if expires is not None:
-            if not expires > 0:
-                raise InvalidError(f"expires is {expires}; give a time after 1970")
-            batch["expires_ns"] = int(expires * 1e9)
-        if side is not None:
-            batch["side"] = [_address(s) if s else 0 for s in side]
-            batch["side_len"] = [len(s) for s in side]
-        batch["status"] = _native.MISS
-        limit = _native.timeout_ns(timeout, self._timeout)
-        with self._call() as handle:
-            self._note(handle, identity)
-            batch["fingerprint"] = _address(identity.fingerprint) if identity else 0
-            status = _native.lib().cairn_put(handle, batch.ctypes.data, n, limit)
-        if status in _CALL_ERRORS:
-            _native.check(status, "put")
-        return batch["status"]
+        batch = put_batch(keys, iov, counts, parent=parent, parents=parents, replace=replace,
+                          expires=expires, side=side, identity=identity)
+        if len(batch):
+            limit = _native.timeout_ns(timeout, self._timeout)
+            with self._call() as handle:
+                self._note(handle, identity)
+                status = _native.lib().cairn_put(handle, batch.address, len(batch), limit)
+            if status in _CALL_ERRORS:
+                _native.check(status, "put")
+        return batch.status
 
     def get(self, keys: Any, outs: Sequence[Any], *, offsets: int | Sequence[int] | None = None,
             identity: Identity | None = None, timeout: float | None = None) -> list[bool]:
@@ -241,28 +224,15 @@ class Store:
                  offsets: Any = None, identity: Identity | None = None,
                  timeout: float | None = None) -> np.ndarray:
         """get for callers that know their memory; as put_runs. Negative offset: the whole value."""
-        n = len(keys)
-        batch = np.zeros(n, _native.GET)
-        if n == 0:
-            return batch["status"]
-        batch["key"] = keys
-        iov = np.ascontiguousarray(iov, np.uint64)
-        spread(batch, iov, np.asarray(counts))
-        if offsets is not None:
-            starts = np.asarray(offsets)
-            if starts.dtype.kind not in "iu" or starts.shape not in ((), (n,)):
-                raise InvalidError("offsets is one number of bytes, or a list with one a key")
-            batch["offset"] = np.maximum(starts, 0)
-            batch["flags"] = np.where(starts < 0, 0, _native.GET_RANGE)
-        batch["status"] = _native.MISS
-        limit = _native.timeout_ns(timeout, self._timeout)
-        with self._call() as handle:
-            self._note(handle, identity)
-            batch["fingerprint"] = _address(identity.fingerprint) if identity else 0
-            status = _native.lib().cairn_get(handle, batch.ctypes.data, n, limit, None)
-        if status in _CALL_ERRORS:
-            _native.check(status, "get")
-        return batch["status"]
+        batch = get_batch(keys, iov, counts, offsets=offsets, identity=identity)
+        if len(batch):
+            limit = _native.timeout_ns(timeout, self._timeout)
+            with self._call() as handle:
+                self._note(handle, identity)
+                status = _native.lib().cairn_get(handle, batch.address, len(batch), limit, None)
+            if status in _CALL_ERRORS:
+                _native.check(status, "get")
+        return batch.status
 
     def lookup(self, keys: Any) -> int:
         """How many keys from the start are held. A hint: only a get or a lease is a hit."""
@@ -332,7 +302,7 @@ class Store:
         return answer
 
     def close(self) -> None:
-        """Waits for calls in other threads, then closes. Closing twice is fine."""
+        """Waits for calls in other threads and in queues, then closes. Closing twice is fine."""
         if os.getpid() != self._pid:
             self._handle = None
             return
@@ -345,6 +315,8 @@ class Store:
             handle, self._handle = self._handle, None
             while self._calls:
                 self._lock.wait()
+        for queue in list(self._queues):
+            queue.close()
         if self._session is not None:
             _native.lib().cairn_session_close(self._session)
         _native.lib().cairn_close(handle)
@@ -361,10 +333,6 @@ class Store:
 
     def __repr__(self) -> str:
         return f"<cairn.Store {self.uri!r}{' closed' if self._handle is None else ''}>"
-
-
-def _address(data: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def _side_records(side: Sequence[bytes | None] | None, count: int) -> list[bytes] | None:

@@ -1,0 +1,88 @@
+"""Batches of puts and gets as the library takes them, built by numpy: no Python a key."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import _native
+from .buffers import spread
+from .errors import InvalidError
+from .identity import Identity, key_array
+
+
+def _address(data: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+class Batch:
+    """An array of cairn_put or cairn_get, and what its pointers point into."""
+
+    def __init__(self, dtype: np.dtype, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray,
+                 identity: Identity | None) -> None:
+        self.rows = np.zeros(len(keys), dtype)
+        self.rows["key"] = keys
+        self.identity = identity
+        self._iov = np.ascontiguousarray(iov, np.uint64)
+        self._side: Sequence[bytes] | None = None
+        if len(keys):
+            spread(self.rows, self._iov, np.asarray(counts))
+        self.rows["fingerprint"] = _address(identity.fingerprint) if identity else 0
+        # What the library never comes to is a miss, not a success.
+        self.rows["status"] = _native.MISS
+
+    def sides(self, side: Sequence[bytes]) -> None:
+        self._side = side
+        self.rows["side"] = [_address(s) if s else 0 for s in side]
+        self.rows["side_len"] = [len(s) for s in side]
+
+    @property
+    def address(self) -> int:
+        return int(self.rows.ctypes.data)
+
+    @property
+    def status(self) -> np.ndarray:
+        status: np.ndarray = self.rows["status"]
+        return status
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def put_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
+              parent: bytes | None = None, parents: np.ndarray | None = None,
+              replace: bool = False, expires: float | None = None,
+              side: Sequence[bytes] | None = None, identity: Identity | None = None) -> Batch:
+    batch = Batch(_native.PUT, keys, iov, counts, identity)
+    rows = batch.rows
+    if len(batch) == 0:
+        return batch
+    if parents is not None:
+        rows["parent"] = parents
+    else:
+        rows["parent"][1:] = keys[:-1]
+        if parent is not None:
+            rows["parent"][0] = key_array([parent], "parent")[0]
+    rows["flags"] = _native.PUT_REPLACE if replace else 0
+    if expires is not None:
+        if not expires > 0:
+            raise InvalidError(f"expires is {expires}; give a time after 1970")
+        rows["expires_ns"] = int(expires * 1e9)
+    if side is not None:
+        batch.sides(side)
+    return batch
+
+
+def get_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *, offsets: Any = None,
+              identity: Identity | None = None) -> Batch:
+    batch = Batch(_native.GET, keys, iov, counts, identity)
+    if offsets is not None and len(batch):
+        starts = np.asarray(offsets)
+        if starts.dtype.kind not in "iu" or starts.shape not in ((), (len(batch),)):
+            raise InvalidError("offsets is one number of bytes, or a list with one a key")
+        batch.rows["offset"] = np.maximum(starts, 0)
+        batch.rows["flags"] = np.where(starts < 0, 0, _native.GET_RANGE)
+    return batch
