@@ -2,8 +2,9 @@
 
 Times the first token of the same prompt computed cold, found in the engine's own prefix cache (the
 floor), loaded from Cairn's memory, loaded from Cairn's disk after kill -9, with another question,
-and in a second process. A hit counts only if its log probabilities are bit for bit those of the
-engine's own prefix hit of the same prompt and length.
+and in a second process. With --node the store is a node's, and the node is killed too. A hit counts
+only if its log probabilities are bit for bit those of the engine's own prefix hit of the same
+prompt and length.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from demo_engine import EngineError, EngineProcess
+from demo_node import Node, NodeError
 from demo_rates import copy_rate, read_rate
 from demo_report import Check, Row, report, table
 
@@ -57,6 +59,8 @@ class Prompts:
 class Demo:
     model: Path
     out: Path
+    with_node: bool = False
+    node: Node | None = None
     started: float = field(default_factory=time.monotonic)
     rows: list[Row] = field(default_factory=list)
 
@@ -68,8 +72,20 @@ class Demo:
         print(f"demo: [{time.monotonic() - self.started:5.1f} s] {text}", flush=True)
 
     def engine(self, name: str, hash_seed: int = 0) -> EngineProcess:
-        uri = f"embedded://{self.log_file.parent}?ram={RAM}&disk={DISK}"
+        """Starts one, and the node before it where that does not run."""
+        folder = self.log_file.parent
+        uri = f"embedded://{folder}?ram={RAM}&disk={DISK}"
+        if self.with_node:
+            self.node = self.node or Node(folder, ram=RAM, disk=DISK)
+            uri = self.node.uri
         return EngineProcess(self.model, uri, self.out / f"engine-{name}.log", hash_seed=hash_seed)
+
+    def end(self, engine: EngineProcess, clean: bool) -> None:
+        """Ends the engine, and after it the node, cleanly or both by kill -9."""
+        engine.stop() if clean else engine.kill()
+        if self.node:
+            self.node.stop() if clean else self.node.kill()
+        self.node = None
 
     def row(self, name: str, what: str, answers: list[dict[str, Any]], reference: Any,
             loaded: bool) -> Row:
@@ -134,7 +150,7 @@ def first_process(d: Demo) -> tuple[Prompts, Any]:
         if other["cached_tokens"] != question[0]["cached_tokens"]:
             raise Failed("question: another length than the engine's own hit")
         engine.flush()
-        engine.kill()
+        d.end(engine, False)
     return prompts, reference
 
 
@@ -146,14 +162,14 @@ def later_process(d: Demo, prompts: Prompts, name: str, hash_seed: int,
         loaded = engine.answer(prompts.first)
         if loaded["loaded_tokens"] != loaded["cached_tokens"]:
             stats = engine.stats()
-            causes = {k: v for k, v in stats["misses"].items() if v}
+            causes = {k: v for k, v in stats.get("misses", {}).items() if v}
             raise Failed(f"{name}: Cairn brought {loaded['loaded_tokens']} of "
                          f"{loaded['cached_tokens']} tokens in {loaded['load_s']:.2f} s and the "
-                         f"rest was computed; misses by cause: {causes}; disk: {stats['disk']}")
+                         f"rest was computed; misses by cause: {causes}; disk: {stats.get('disk')}")
         own = engine.answer(prompts.first)
         if own["loaded_tokens"] or own["logprobs"] != loaded["logprobs"]:
             raise Failed(f"{name}: the loaded answer is not the engine's own in that process")
-        engine.stop() if clean else engine.kill()
+        d.end(engine, clean)
     return loaded
 
 
@@ -212,12 +228,17 @@ def main() -> int:
     p.add_argument("--model", type=Path, required=True, help="folder of the converted model")
     p.add_argument("--out", type=Path, required=True, help="folder for the report and the log")
     p.add_argument("--json", type=Path, help="also write the rows here")
+    p.add_argument("--node", action="store_true", help="the store is a node's (cairnd)")
     args = p.parse_args()
+    d = Demo(args.model, args.out, args.node)
     try:
-        return 0 if demo(Demo(args.model, args.out), args.json) else 1
-    except (Failed, EngineError) as e:
+        return 0 if demo(d, args.json) else 1
+    except (Failed, EngineError, NodeError) as e:
         print(f"demo: FAILED: {e}", file=sys.stderr)
         return 1
+    finally:
+        if d.node:
+            d.node.kill()
 
 
 if __name__ == "__main__":
