@@ -22,7 +22,7 @@ class Batch:
     """An array of cairn_put or cairn_get, and what its pointers point into."""
 
     def __init__(self, dtype: np.dtype, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray,
-                 identity: Identity | None) -> None:
+                 identity: Identity | None, fingerprints: np.ndarray | None) -> None:
         self.rows = np.zeros(len(keys), dtype)
         self.rows["key"] = keys
         self.identity = identity
@@ -31,6 +31,10 @@ class Batch:
         if len(keys):
             spread(self.rows, self._iov, np.asarray(counts))
         self.rows["fingerprint"] = _address(identity.fingerprint) if identity else 0
+        if fingerprints is not None:
+            self._fingerprints = key_array(fingerprints, "fingerprints")
+            self.rows["fingerprint"] = (self._fingerprints.ctypes.data
+                                        + 32 * np.arange(len(keys), dtype=np.uint64))
         # What the library never comes to is a miss, not a success.
         self.rows["status"] = _native.MISS
 
@@ -55,8 +59,10 @@ class Batch:
 def put_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
               parent: bytes | None = None, parents: np.ndarray | None = None,
               replace: bool = False, expires: float | None = None,
-              side: Sequence[bytes] | None = None, identity: Identity | None = None) -> Batch:
-    batch = Batch(_native.PUT, keys, iov, counts, identity)
+              side: Sequence[bytes] | None = None, identity: Identity | None = None,
+              fingerprints: np.ndarray | None = None) -> Batch:
+    """fingerprints: (n, 32) uint8, where the keys are of several identities."""
+    batch = Batch(_native.PUT, keys, iov, counts, identity, fingerprints)
     rows = batch.rows
     if len(batch) == 0:
         return batch
@@ -77,8 +83,9 @@ def put_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
 
 
 def get_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *, offsets: Any = None,
-              identity: Identity | None = None) -> Batch:
-    batch = Batch(_native.GET, keys, iov, counts, identity)
+              identity: Identity | None = None,
+              fingerprints: np.ndarray | None = None) -> Batch:
+    batch = Batch(_native.GET, keys, iov, counts, identity, fingerprints)
     if offsets is not None and len(batch):
         starts = np.asarray(offsets)
         if starts.dtype.kind not in "iu" or starts.shape not in ((), (len(batch),)):

@@ -1,0 +1,340 @@
+"""The worker's half: bytes between the engine's pages and the store, by the library's own threads.
+
+All loads of a step and all saves of it are submitted by one call each (an asynchronous load, whose
+end is reported for itself, by a call of its own) and end whenever they do; what has ended is told
+to the scheduler in get_finished and build_connector_worker_meta of the step that saw it."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vllm.logger import init_logger
+
+from . import _native
+from . import _vllm_store as stores
+from ._vllm_identity import describe, named
+from ._vllm_apart import Listener
+from ._vllm_metrics import Stats
+from ._vllm_options import Options, refusal
+from ._vllm_pages import GroupPages, Unsupported, group_pages
+from ._vllm_rows import Part, Rows, together
+from ._vllm_step import Described, Report, Step, Transfer
+from .errors import Error, InvalidError
+from .queue import Queue
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    from .store import Store
+
+logger = init_logger("vllm.cairn")
+
+CHUNK_TOKENS = 256
+BLOCK_IS_CHUNK = 128  # blocks of this many tokens are chunks as they are
+IDLE_SECONDS = 0.001
+PROBE_BYTES = 16 << 20
+
+
+@dataclass
+class Flight:
+    """A submitted call: which rows of it are whose."""
+
+    load: bool
+    rows: list[tuple[Transfer, int, Rows]]  # transfer, group, its rows
+    size: int
+    begun: float
+    epoch: str
+
+    @property
+    def transfers(self) -> list[Transfer]:
+        return list({t.id: t for t, _, _ in self.rows}.values())
+
+
+class WorkerSide:
+    def __init__(self, config: VllmConfig, cache: KVCacheConfig, options: Options) -> None:
+        self._config, self._cache, self._options = config, cache, options
+        self._groups = [list(g.layer_names) for g in cache.kv_cache_groups]
+        self._specs = [g.kv_cache_spec for g in cache.kv_cache_groups]
+        self._store: Store | None = None
+        self._queue: Queue | None = None
+        self._listener: Listener | None = None
+        self._parts: list[Part] = []
+        self._step = Step()
+        self._epoch = ""
+        self._described = Described(config.parallel_config.rank, why_not=refusal(config)
+                                    or "its KV cache is not allocated yet")
+        self._flights: dict[int, Flight] = {}
+        self._saving = 0  # bytes of saves on their way
+        self._load_failed = False  # a load that this step's forward needed
+        self._received: set[str] = set()
+        self._failed: set[str] = set()
+        self._bad_blocks: set[int] = set()
+        self._report = Report()
+        self._stats = Stats()
+        if refusal(config) is None:
+            self._open()
+
+    def _open(self) -> None:
+        try:
+            self._store = stores.acquire(self._options.uri, self._options.timeout)
+        except InvalidError:
+            raise
+        except (Error, OSError) as why:
+            self._described.why_not = str(why)
+            logger.warning("cairn: this engine runs without the cache: %s", why)
+
+    # --- what the engine has ---
+
+    def register_kv_caches(self, caches: dict[str, torch.Tensor]) -> None:
+        if self._store is None:
+            return
+        try:
+            pages = group_pages(caches, self._groups, self._cache.num_blocks)
+            chunk_tokens = _chunk_tokens([s.block_size for s in self._specs])
+            self._fits(pages, chunk_tokens)
+            fields = describe(self._config, self._specs, pages, chunk_tokens)
+            self._queue = Queue(self._store)
+            if self._options.embedded and stores.apart(self._config):
+                self._listener = Listener(_link(self._config), self._store)
+        except (Unsupported, Error, OSError) as why:
+            self._described.why_not = str(why)
+            logger.warning("cairn: this engine runs without the cache: %s", why)
+            return
+        first = self._described.rank * len(pages)
+        self._parts = [Part(first + g, p, chunk_tokens // s.block_size, b"")
+                       for g, (p, s) in enumerate(zip(pages, self._specs))]
+        self._described = Described(
+            self._described.rank, fields, chunk_tokens, [s.block_size for s in self._specs],
+            [p.page_bytes for p in pages], _copy_rate(),
+            link=self._listener.path if self._listener else None)
+        self._name("")
+        logger.info("cairn: %s: chunks of %d tokens, %s bytes", self._options.uri, chunk_tokens,
+                    " + ".join(str(part.blocks * part.pages.page_bytes) for part in self._parts))
+
+    def _fits(self, pages: list[GroupPages], chunk_tokens: int) -> None:
+        assert self._store is not None
+        for page, spec in zip(pages, self._specs):
+            value = page.page_bytes * (chunk_tokens // spec.block_size)
+            if value > self._store.value_max:
+                raise Unsupported(f"a chunk of {chunk_tokens} tokens has {value} bytes and the "
+                                  f"store takes values up to {self._store.value_max}; give it more "
+                                  "ram")
+
+    def _name(self, epoch: str) -> None:
+        """From here on the parts are those of the weights of this epoch."""
+        self._epoch = epoch
+        identities = [named(fields, epoch) for fields in self._described.fields]
+        for part, identity in zip(self._parts, identities):
+            part.fingerprint = identity.fingerprint
+
+        def note() -> None:
+            for identity in identities:
+                if self._store is not None:
+                    self._store.note(identity)
+
+        # A node that does not answer would hold up the engine.
+        threading.Thread(target=note, name="cairn-note", daemon=True).start()
+
+    def get_handshake_metadata(self) -> Described:
+        return self._described
+
+    # --- a step ---
+
+    def handle_preemptions(self, step: Step) -> None:
+        self._wait({i for i in step.fence})
+
+    def bind(self, step: Step) -> None:
+        self._step = step
+        self._load_failed = False
+        if step.epoch != self._epoch and self._parts:
+            self._name(step.epoch)
+        for load in step.loads:
+            if not load.wait:
+                self._begin_loads([load])
+        needed = [load for load in step.loads if load.wait]
+        if needed:
+            self._begin_loads(needed)
+
+    def clear(self) -> None:
+        self._step = Step()
+
+    def start_load_kv(self) -> None:
+        self._wait({load.id for load in self._step.loads if load.wait})
+
+    def wait_for_save(self) -> None:
+        saves, self._step.saves = self._step.saves, []
+        if not saves:
+            return
+        self._collect(0)
+        wanted = []
+        for save in saves:
+            # What was computed beside a failed load may have been computed from its blocks.
+            if self._load_failed or save.id in self._step.drop or not self._room(save):
+                self._refuse(save)
+            else:
+                wanted.append(save)
+        try:
+            self._begin_saves(wanted)
+        except Exception:
+            logger.exception("cairn: saves could not begin")
+            for save in wanted:
+                self._refuse(save)
+
+    def get_finished(self, finished: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        # Engines without a forward may not have called it.
+        self.wait_for_save()
+        self._collect(IDLE_SECONDS if self._step.idle else 0)
+        received, self._received = self._received, set()
+        return None, received or None
+
+    def get_transfer_results(self, finished: set[str]) -> Any:
+        """The same of engines that take failed requests."""
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+        _, received = self.get_finished(finished)
+        failed, self._failed = self._failed, set()
+        return KVConnectorTransferResults(finished_recving=received or set(), failed_recving=failed)
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        bad, self._bad_blocks = self._bad_blocks, set()
+        return bad
+
+    def build_connector_worker_meta(self) -> Report | None:
+        report, self._report = self._report, Report()
+        return report if report.ended or report.failed or report.refused else None
+
+    def get_kv_connector_stats(self) -> Stats | None:
+        stats, self._stats = self._stats, Stats()
+        return None if stats.is_empty() else stats
+
+    def shutdown(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        if self._queue is not None:
+            self._queue.close()
+        store, self._store = self._store, None
+        if store is not None:
+            stores.release(store.uri)
+
+    # --- calls on their way ---
+
+    def _begin_loads(self, loads: list[Transfer]) -> None:
+        try:
+            self._submit([(t, g, part.rows(t, g, True)) for t in loads
+                          for g, part in enumerate(self._parts)], True)
+        except Exception:
+            logger.exception("cairn: a load could not begin; its tokens are computed again")
+            for load in loads:
+                self._load_ended(load, {g: np.arange(len(load.keys))
+                                        for g in range(len(self._groups))})
+
+    def _begin_saves(self, saves: list[Transfer]) -> None:
+        rows = [(t, g, part.rows(t, g, False)) for t in saves
+                for g, part in enumerate(self._parts)]
+        if sum(len(r) for _, _, r in rows):
+            self._submit(rows, False)
+        else:
+            for save in saves:
+                self._report.ended[save.id] = 1
+
+    def _submit(self, rows: list[tuple[Transfer, int, Rows]], load: bool) -> None:
+        if self._queue is None or not rows:
+            raise Unsupported(self._described.why_not or "nothing is asked for")
+        batch = together([r for _, _, r in rows])
+        more = {"fingerprints": batch.fingerprints, "timeout": self._options.timeout}
+        if load:
+            ranges = {"offsets": batch.offsets} if (batch.offsets >= 0).any() else {}
+            tag = self._queue.submit_get_runs(batch.keys, batch.iov, batch.counts, **ranges, **more)
+        else:
+            tag = self._queue.submit_put_runs(batch.keys, batch.iov, batch.counts,
+                                              parents=batch.parents, **more)
+            self._saving += batch.size
+        self._flights[tag] = Flight(load, rows, batch.size, time.perf_counter(), self._epoch)
+
+    def _room(self, save: Transfer) -> bool:
+        size = sum(len(b) * p.pages.page_bytes for b, p in zip(save.blocks, self._parts))
+        return bool(self._parts) and self._saving + size <= self._options.inflight
+
+    def _refuse(self, save: Transfer) -> None:
+        self._report.refused.add(save.id)
+        self._report.ended[save.id] = 1
+        self._stats.add("saves_refused", 1)
+
+    def _wait(self, wanted: set[int]) -> None:
+        """Until none of these transfers touches its blocks any more. The library ends every call
+        at its deadline, but for a copy that it is in."""
+        while any(not wanted.isdisjoint(t.id for t in f.transfers)
+                  for f in self._flights.values()):
+            self._collect(0.1)
+
+    def _collect(self, wait: float) -> None:
+        if self._queue is None or not self._flights:
+            return
+        for tag, status in self._queue.poll(wait):
+            flight = self._flights.pop(tag)
+            seconds = time.perf_counter() - flight.begun
+            bad = (status != _native.OK) & (status != _native.EXISTS)
+            ends = np.cumsum([len(r) for _, _, r in flight.rows])
+            missed: dict[int, dict[int, np.ndarray]] = {t.id: {} for t in flight.transfers}
+            for (t, group, rows), end in zip(flight.rows, ends):
+                missed[t.id][group] = rows.chunks[bad[end - len(rows):end]]
+            self._stats.flight(flight.load, flight.size, seconds, int(bad.sum()))
+            for t in flight.transfers:
+                if flight.load:
+                    stale = flight.epoch != self._epoch
+                    self._load_ended(t, {g: r.chunks for _, g, r in flight.rows if _ is t} if stale
+                                     else missed[t.id])
+                else:
+                    self._save_ended(t, missed[t.id])
+            if not flight.load:
+                self._saving -= flight.size
+
+    def _load_ended(self, load: Transfer, missed: dict[int, np.ndarray]) -> None:
+        self._report.ended[load.id] = 1
+        if not load.wait:
+            self._received.add(load.request)
+        if not any(len(chunks) for chunks in missed.values()):
+            return
+        self._report.failed.add(load.request)
+        self._load_failed |= load.wait
+        if len(self._parts) == 1:
+            self._bad_blocks |= self._parts[0].blocks_of(load, 0, missed[0])
+        else:
+            self._failed.add(load.request)
+
+    def _save_ended(self, save: Transfer, missed: dict[int, np.ndarray]) -> None:
+        self._report.ended[save.id] = 1
+        if any(len(chunks) for chunks in missed.values()):
+            self._report.refused.add(save.id)
+
+
+def _chunk_tokens(blocks: list[int]) -> int:
+    """Whole blocks of every group: of large ones one, of small ones as many as make a chunk worth
+    its name."""
+    least = math.lcm(*blocks)
+    return least if least >= BLOCK_IS_CHUNK else least * -(-CHUNK_TOKENS // least)
+
+
+def _copy_rate() -> float:
+    """Bytes a second of one thread, the better of two tries."""
+    source, target = np.ones(PROBE_BYTES, np.uint8), np.zeros(PROBE_BYTES, np.uint8)
+    best = math.inf
+    for _ in range(2):
+        start = time.perf_counter()
+        np.copyto(target, source)
+        best = min(best, time.perf_counter() - start)
+    return PROBE_BYTES / best
+
+
+def _link(config: VllmConfig) -> str:
+    assert config.kv_transfer_config is not None
+    return os.path.join(tempfile.gettempdir(),
+                        f"cairn-{config.kv_transfer_config.engine_id}-{os.getpid()}.sock")
