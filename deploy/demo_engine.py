@@ -27,13 +27,14 @@ class EngineError(Exception):
 class EngineProcess:
     def __init__(self, model: Path, uri: str | None, log: Path, *, hash_seed: int = 0,
                  kv_gib: int = 2, multiprocess: bool = False, max_len: int = 8192,
-                 block: int | None = None) -> None:
+                 block: int | None = None, blocks: int | None = None) -> None:
         self.log = log
         env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), HF_HUB_OFFLINE="1",
                    TRANSFORMERS_OFFLINE="1", VLLM_NO_USAGE_STATS="1",
                    VLLM_CPU_KVCACHE_SPACE=str(kv_gib), TOKENIZERS_PARALLELISM="false",
                    VLLM_ENABLE_V1_MULTIPROCESSING="1" if multiprocess else "0")
-        given = json.dumps({"model": str(model), "uri": uri, "max_len": max_len, "block": block})
+        given = json.dumps({"model": str(model), "uri": uri, "max_len": max_len, "block": block,
+                            "blocks": blocks})
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             self._process = subprocess.Popen(
@@ -118,6 +119,7 @@ class EngineProcess:
 def _said(output: Any) -> dict[str, Any]:
     first = output.outputs[0]
     return {"cached_tokens": output.num_cached_tokens or 0, "text": first.text,
+            "tokens": list(first.token_ids),
             "finish": first.finish_reason,
             "logprobs": [{str(t): p.logprob for t, p in step.items()}
                          for step in first.logprobs or []]}
@@ -136,6 +138,8 @@ class _Server:
                 kv_role="kv_both", kv_connector_extra_config={"uri": given["uri"]})
         if given["block"]:
             options["block_size"] = given["block"]
+        if given["blocks"]:
+            options["num_gpu_blocks_override"] = given["blocks"]
         self.llm = LLM(model=given["model"], enforce_eager=True, max_model_len=given["max_len"],
                        seed=0, **options)
         from cairn._vllm_engine import engines
