@@ -1,0 +1,21 @@
+"""Every difference between versions of vLLM that this connector knows, found by feature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1 import base
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+FAILED_REQUESTS_CAN_BE_TOLD = hasattr(base, "KVConnectorTransferResults")
+"""A load of a model with several KV groups may fail: block ids cannot say so there."""
+
+
+def block_table(output: SchedulerOutput, request: str,
+                kept: list[list[int]]) -> list[list[int]]:
+    """The blocks of a request in this step. Newer versions tell; where they do not, what was told
+    when blocks were allocated is right for a model with one group that keeps all of its blocks."""
+    state: Any = getattr(output, "kv_connector_block_state", None)
+    return kept if state is None else list(state.resolve_block_ids(request))
