@@ -349,9 +349,12 @@ static cairn_status attempt(struct remote *r, remote_fn fn, void *arg, uint64_t 
 }
 
 /* Those that wait for a connection of a node that is gone go on without one. */
-static void failed(struct remote *r, uint64_t now_ns)
+static void failed(struct remote *r, bool silent, uint64_t now_ns)
 {
-    cairn_breaker_went(&r->breaker, false, now_ns);
+    if (silent)
+        cairn_breaker_silent(&r->breaker, now_ns);
+    else
+        cairn_breaker_went(&r->breaker, false, now_ns);
     if (breaker_closed(r))
         return;
     pthread_mutex_lock(&r->lock);
@@ -366,7 +369,7 @@ static void judge(struct remote *r, cairn_status st, uint64_t begin_ns, bool tri
     if (st == CAIRN_OK || st == CAIRN_BUSY)
         cairn_breaker_went(&r->breaker, true, now);
     else if (st != CAIRN_NOMEM && (st != CAIRN_TIMEOUT || trial || now - begin_ns > FAILURE_MIN_NS))
-        failed(r, now);
+        failed(r, st == CAIRN_TIMEOUT && now - begin_ns >= r->o.timeout_ns, now);
     if (st == CAIRN_TIMEOUT)
         count(&r->counts.timeouts);
     else if (st == CAIRN_IO || st == CAIRN_CORRUPT)

@@ -53,13 +53,14 @@ bool cairn_breaker_may(struct cairn_breaker *b, uint64_t now_ns)
     return may;
 }
 
-void cairn_breaker_went(struct cairn_breaker *b, bool well, uint64_t now_ns)
+/* `weight` failures at once; none: it went well. */
+static void went(struct cairn_breaker *b, uint32_t weight, uint64_t now_ns)
 {
     bool closed = atomic_load_explicit(&b->closed, memory_order_relaxed);
-    if (well && closed && atomic_load_explicit(&b->failed, memory_order_relaxed) == 0)
+    if (!weight && closed && atomic_load_explicit(&b->failed, memory_order_relaxed) == 0)
         return;
     pthread_mutex_lock(&b->lock);
-    if (well) {
+    if (!weight) {
         atomic_store_explicit(&b->failed, 0, memory_order_relaxed);
         atomic_store_explicit(&b->closed, true, memory_order_relaxed);
         b->pause_ns = b->limits.pause_min_ns;
@@ -67,11 +68,21 @@ void cairn_breaker_went(struct cairn_breaker *b, bool well, uint64_t now_ns)
         /* Calls from before it opened fail late, and together: they say nothing new. */
         if (b->trial)
             pause_begins(b, now_ns);
-    } else if (atomic_fetch_add_explicit(&b->failed, 1, memory_order_relaxed) + 1 >=
+    } else if (atomic_fetch_add_explicit(&b->failed, weight, memory_order_relaxed) + weight >=
                b->limits.failures) {
         pause_begins(b, now_ns);
     }
     pthread_mutex_unlock(&b->lock);
+}
+
+void cairn_breaker_went(struct cairn_breaker *b, bool well, uint64_t now_ns)
+{
+    went(b, well ? 0 : 1, now_ns);
+}
+
+void cairn_breaker_silent(struct cairn_breaker *b, uint64_t now_ns)
+{
+    went(b, b->limits.failures, now_ns);
 }
 
 uint64_t cairn_breaker_wait(struct cairn_breaker *b, uint64_t now_ns)

@@ -1,6 +1,7 @@
 /* When to call a node that may be gone. Closed: every call may. After `failures` of them in a row
  * it opens: no call may until a pause is over; then one may try (half-open). Success closes it;
- * failure opens it again for twice as long. Pauses are spread at random, so that a thousand clients
+ * failure opens it again for twice as long. One call that a node left without a word for all its time
+ * opens it too: each more would cost as much. Pauses are spread at random, so that a thousand clients
  * do not come back at once. Thread-safe. Times are those of base/clock.h, given by the caller. */
 #ifndef CAIRN_TRANSPORT_RETRY_H
 #define CAIRN_TRANSPORT_RETRY_H
@@ -37,6 +38,8 @@ void cairn_breaker_close(struct cairn_breaker *b);
 /* May a call be made now? Who is told true says afterwards how it went. */
 bool cairn_breaker_may(struct cairn_breaker *b, uint64_t now_ns);
 void cairn_breaker_went(struct cairn_breaker *b, bool well, uint64_t now_ns);
+/* The same, not well, for a call whose whole time passed. */
+void cairn_breaker_silent(struct cairn_breaker *b, uint64_t now_ns);
 /* ns until a call may be made, 0 = now. */
 uint64_t cairn_breaker_wait(struct cairn_breaker *b, uint64_t now_ns);
 

@@ -263,6 +263,20 @@ Test(remote, a_stalled_node_costs_no_more_than_the_timeout)
     cr_assert_eq(get_within(1, 1000, PATIENCE), CAIRN_OK);
 }
 
+Test(remote, a_stalled_node_costs_one_timeout_of_many_calls)
+{
+    reopen_with("&timeout=2s");
+    cr_assert_eq(put_id(1, 1000), CAIRN_OK);
+    node_stall(&node);
+    uint64_t begin = cairn_now_ns();
+    for (int i = 0; i < 4; i++)
+        cr_assert_neq(get_within(1, 1000, PATIENCE), CAIRN_OK);
+    uint64_t took = cairn_now_ns() - begin;
+    cr_assert(took >= 2000 * MS && took < 4000 * MS, "%d ms", (int)(took / MS));
+    node_go_on(&node);
+    wait_for_node();
+}
+
 /* Short deadlines against a node that stops and goes on: what comes late is never another's. */
 static void *stutter(void *arg)
 {

@@ -33,6 +33,18 @@ Test(retry, closed_until_it_failed_often_enough_in_a_row)
     cairn_breaker_close(&b);
 }
 
+Test(retry, one_silence_is_enough)
+{
+    cairn_breaker_open(&b, &limits, 1);
+    cairn_breaker_silent(&b, 0);
+    cr_assert(!cairn_breaker_may(&b, 0));
+    cr_assert_leq(cairn_breaker_wait(&b, 0), 100 * MS);
+    cr_assert(cairn_breaker_may(&b, 100 * MS));
+    cairn_breaker_silent(&b, 110 * MS);
+    cr_assert(cairn_breaker_wait(&b, 110 * MS) >= 100 * MS, "the trial's silence is a failure");
+    cairn_breaker_close(&b);
+}
+
 Test(retry, one_trial_at_a_time)
 {
     cairn_breaker_open(&b, &limits, 1);
