@@ -1,0 +1,169 @@
+"""What made the pages of an SGLang engine: the fields of their identity."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ._sglang_pages import Pages, Unsupported, described
+
+MIB = 1 << 20
+WHOLE_FILE = 1024 * MIB  # larger files of weights are sampled, and then their time counts too
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+CONFIGURATIONS = ("config.json", "hf_quant_config.json")
+# What of the engine's own configuration changes the bytes of a page.
+SETTINGS = ("kv_cache_dtype", "quantization", "dtype", "attention_backend",
+            "prefill_attention_backend", "decode_attention_backend", "json_model_override_args",
+            "quantization_param_path", "context_length", "model_impl")
+MAMBA = "mamba"
+
+
+class Settings:
+    """The configuration of the engine in whose process this is; outside of one all is None."""
+
+    def __init__(self) -> None:
+        self._context: Any = None
+        try:
+            from sglang.srt.runtime_context import get_context
+            context = get_context()
+            context.server_args  # raises where no engine runs
+            self._context = context
+        except (ImportError, ValueError, AttributeError):
+            pass
+
+    def __bool__(self) -> bool:
+        return self._context is not None
+
+    def get(self, name: str) -> Any:
+        if self._context is None:
+            return None
+        try:
+            return self._context.config_leaf(name)
+        except (ValueError, AttributeError):
+            return getattr(self._context.server_args, name, None)
+
+
+def replicated(config: Any, name: str, pool: Any) -> bool:
+    """Every tensor-parallel rank has the same pages, and one of them writes."""
+    if not config.is_mla_model or name == MAMBA:
+        return False
+    return name == "kv" or not hasattr(pool, "v_head_dim")
+
+
+def of_engine(config: Any, given: str | None) -> dict[str, Any]:
+    """The fields that all pools of this rank share."""
+    settings = Settings()
+    found = {f"set_{name}": settings.get(name) for name in SETTINGS}
+    return {
+        **_of_model(config, settings, given),
+        **{name: _short(value) for name, value in found.items() if value not in (None, "", "{}")},
+        "quant": settings.get("quantization"),
+        "pp_rank": config.pp_rank,
+        "pp_size": config.pp_size,
+        "cp_rank": config.attn_cp_rank,
+        "cp_size": config.attn_cp_size,
+        "engine": f"sglang {_version()}",
+    }
+
+
+def of_pool(config: Any, name: str, pool: Any, pages: Pages, chunk_tokens: int,
+            part: int) -> dict[str, Any]:
+    """The fields of one pool. part: which of the parts that heads are split into."""
+    rank, size = config.tp_rank, config.tp_size
+    if replicated(config, name, pool):
+        rank, size = 0, 1
+    elif config.tp_lcm_size and getattr(pool, "layout", "") == "page_head":
+        rank, size = rank * pages.parts + part, size * pages.parts
+    fields = described(pool, pages) | {"pool": name, "chunk_tokens": chunk_tokens,
+                                       "tp_rank": rank, "tp_size": size}
+    packed = getattr(pool, "target_layer_num", None)
+    if name.startswith("draft") or (packed and packed != pool.layer_num):
+        fields |= _of_draft()
+    return fields
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 64 else hashlib.sha256(text.encode()).hexdigest()
+
+
+def _of_model(config: Any, settings: Settings, given: str | None) -> dict[str, Any]:
+    path = settings.get("model_path") or config.model_name
+    if not path:
+        raise Unsupported("its model has no name")
+    if given:
+        return {"model": Path(path).name if Path(path).exists() else path, "weights": given}
+    if not settings:
+        raise Unsupported("the weights of its model have no name: give \"weights\" in the extra "
+                          "configuration")
+    folder = _folder(path, settings.get("revision"))
+    if settings.get("load_format") == "dummy":
+        weights = f"dummy {settings.get('random_seed')} {_digest(_configurations(folder))}"
+    else:
+        weights = weights_name(folder)
+    return {"model": folder.name if Path(path).exists() else path, "weights": weights}
+
+
+def _of_draft() -> dict[str, Any]:
+    settings = Settings()
+    path = settings.get("speculative_draft_model_path")
+    fields = {"draft_algorithm": settings.get("speculative_algorithm")}
+    if path:
+        revision = settings.get("speculative_draft_model_revision")
+        fields["draft_weights"] = weights_name(_folder(path, revision))
+    return fields
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    path = Path(name)
+    if path.exists():
+        return path.resolve()
+    try:
+        from huggingface_hub import snapshot_download
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except Exception as why:
+        raise Unsupported(f"the files of {name} are not found, so its weights have no name; give "
+                          f"\"weights\" in the extra configuration: {why}") from why
+
+
+def _configurations(model: Path) -> list[Path]:
+    return [model / name for name in CONFIGURATIONS if (model / name).is_file()]
+
+
+@functools.lru_cache
+def weights_name(model: Path) -> str:
+    """A name for what a model computes: its configuration and the bytes of its weights, or, of
+    large files, samples and the file's time."""
+    files = [model] if model.is_file() else sorted(
+        f for f in model.rglob("*") if f.suffix in WEIGHTS and f.is_file())
+    if not files:
+        raise Unsupported(f"{model} has no file of weights; give \"weights\" in the extra "
+                          "configuration")
+    return _digest(_configurations(model) + files)
+
+
+def _digest(files: list[Path]) -> str:
+    whole = hashlib.sha256()
+    for file in files:
+        info = file.stat()
+        whole.update(f"{file.name}\0{info.st_size}\0".encode())
+        with file.open("rb", buffering=0) as f:
+            if info.st_size <= WHOLE_FILE:
+                step, piece = 16 * MIB, 16 * MIB
+            else:
+                step, piece = 64 * MIB, MIB
+                whole.update(f"{info.st_mtime_ns}\0".encode())
+            for at in range(0, info.st_size, step):
+                f.seek(at)
+                whole.update(f.read(piece))
+    return whole.hexdigest()[:32]
+
+
+def _version() -> str:
+    from importlib import metadata
+    try:
+        return metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return "unknown"
