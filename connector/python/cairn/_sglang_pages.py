@@ -61,8 +61,9 @@ class AddressedPages:
             if not (np.array_equal(at, self._base + page * self._step)
                     and np.array_equal(sizes, self._sizes)):
                 raise Unsupported("its pages do not lie at equal distances")
-        if len(self._base) % self.parts:
-            raise Unsupported(f"a page of {len(self._base)} pieces has no {self.parts} parts")
+        if (len(self._base) % self.parts
+                or (self._sizes.reshape(self.parts, -1) != self._part_sizes).any()):
+            raise Unsupported(f"a page of {len(self._base)} pieces has no {self.parts} equal parts")
         self.page_bytes = int(self._sizes.sum())
 
     def _asked(self, page: int) -> tuple[np.ndarray, np.ndarray]:
@@ -88,8 +89,12 @@ class AddressedPages:
         return out.reshape(-1, 2), np.full(len(first) * self.parts, pieces, np.uint32)
 
     @property
+    def _part_sizes(self) -> np.ndarray:
+        return self._sizes[:len(self._sizes) // self.parts]
+
+    @property
     def form(self) -> str:
-        return f"pieces {_digest(self._sizes.tolist())}"
+        return f"pieces {_digest(self._part_sizes.tolist())}"
 
 
 class UnifiedPages(AddressedPages):
