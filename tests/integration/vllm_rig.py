@@ -10,7 +10,7 @@ from cairn._vllm_step import Step, Transfer
 from cairn._vllm_worker import WorkerSide
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
-BLOCKS = 24
+BLOCKS = 40
 NEW = hasattr(base, "KVConnectorTransferResults")  # the order of calls of 0.32; else of 0.28
 DTYPES = {torch.int8: 1, torch.bfloat16: 2, torch.float32: 4}
 
@@ -62,7 +62,7 @@ def layouts():
         for i in range(4)]], [16]
     made["one allocation"] = 12 * size, [[
         Layer(f"model.layers.{i}.attn", i * size, (BLOCKS, *inner), strides, bf16)
-        for i in range(12)]], [16]
+        for i in range(12)]], [64]
     made["blocks outermost"] = 4 * size, [[
         Layer(f"model.layers.{i}.attn", i * page, (BLOCKS, *inner), [4 * page, *strides[1:]], bf16)
         for i in range(4)]], [16]
@@ -87,10 +87,10 @@ def layouts():
         [Layer(f"model.layers.{i}.conv", i * size, (BLOCKS, 1, 1, 300), padded, torch.int8)
          for i in range(2)],
         [Layer(f"model.layers.{i + 2}.attn", i * size, (BLOCKS, *inner), strides, bf16)
-         for i in range(2)]], [32, 16]
+         for i in range(2)]], [128, 64]
     made["six groups"] = 3 * size, [
         [Layer(f"model.layers.{g + 6 * i}.attn", i * size, (BLOCKS, *inner), strides, bf16)
-         for i in range(3)] for g in range(6)], [16] * 6
+         for i in range(3)] for g in range(6)], [128] * 6
     return made
 
 
@@ -177,7 +177,7 @@ class Rig:
         for _ in range(4000):
             if len(total.ended) >= count:
                 return total
-            more = self.step(idle=True, forward=False)
+            more = self.step(idle=True, forward=False, epoch=first.get("epoch", ""))
             assert not total.received & more.received and not set(total.ended) & set(more.ended)
             for name in ("received", "failed", "bad", "load_failed", "refused"):
                 getattr(total, name).update(getattr(more, name))

@@ -175,13 +175,15 @@ class WorkerSide:
         if not saves:
             return
         self._collect(0)
-        wanted = []
+        wanted, room = [], self._options.inflight - self._saving
         for save in saves:
+            size = sum(len(b) * p.pages.page_bytes for b, p in zip(save.blocks, self._parts))
             # What was computed beside a failed load may have been computed from its blocks.
-            if self._load_failed or save.id in self._step.drop or not self._room(save):
+            if self._load_failed or save.id in self._step.drop or size > room:
                 self._refuse(save)
             else:
                 wanted.append(save)
+                room -= size
         try:
             self._begin_saves(wanted)
         except Exception:
@@ -258,10 +260,6 @@ class WorkerSide:
                                               parents=batch.parents, **more)
             self._saving += batch.size
         self._flights[tag] = Flight(load, rows, batch.size, time.perf_counter(), self._epoch)
-
-    def _room(self, save: Transfer) -> bool:
-        size = sum(len(b) * p.pages.page_bytes for b, p in zip(save.blocks, self._parts))
-        return bool(self._parts) and self._saving + size <= self._options.inflight
 
     def _refuse(self, save: Transfer) -> None:
         self._report.refused.add(save.id)
