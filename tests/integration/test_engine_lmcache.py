@@ -1,0 +1,216 @@
+"""Cairn as LMCache's L2, loaded from JSON by LMCache's own code: its bridge driven directly, its
+bench, and its server under a real vLLM."""
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lmcache", reason="lmcache is not installed: tests/run engine installs it")
+
+import cairn  # noqa: E402
+from cairn.lmcache import CairnClient  # noqa: E402
+from lmcache_bridge import (IDENTITY, Bridge, adapter_json, loaded, memory, name,  # noqa: E402
+                            objects, right)
+
+pytestmark = pytest.mark.timeout(900)
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "build" / "model"
+DOCUMENT = Path("/usr/share/common-licenses/GPL-3")
+SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
+RAM = "embedded:?ram=64MiB"
+
+
+@pytest.fixture
+def rng(request):
+    print(f"CAIRN_TEST_SEED={SEED}")
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def bridge(request):
+    """Makes bridges over LMCache's adapters; closes what a test leaves open."""
+    made = []
+
+    def make(config):
+        made.append(Bridge(loaded(config)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.adapter.close()
+
+
+@pytest.fixture(params=["embedded", "unix", "tcp"])
+def uri(request):
+    if request.param == "embedded":
+        return RAM
+    node = request.getfixturevalue("node")
+    return f"unix:{node.socket}" if request.param == "unix" else f"tcp://127.0.0.1:{node.port}"
+
+
+# --- the contract, through LMCache's own loader and bridge ---
+
+
+def test_store_lookup_load_delete(bridge, uri, rng):
+    l2 = bridge(adapter_json(uri))
+    keys = [name(rng, object_group_id=i % 3, cache_salt="tenant" if i % 2 else "")
+            for i in range(12)]
+    assert l2.lookup(keys) == [False] * 12
+    assert l2.store(keys[:5] + keys[8:], objects(keys[:5] + keys[8:], 70001))
+    held = [True] * 5 + [False] * 3 + [True] * 4
+    assert l2.lookup(keys) == held, "a hole hides nothing behind it"
+    got = [memory(70001) for _ in keys]
+    assert l2.load(keys, got) == held and right(keys, got) == held
+    assert l2.store(keys[:5], objects(keys[:5], 70001)), "the same again is stored"
+    l2.adapter.delete(keys[:4])
+    assert l2.lookup(keys) == [False] * 4 + held[4:]
+    assert l2.adapter.get_usage().total_bytes_used == 5 * 70001
+    assert l2.lookup([]) == [] and l2.load([], []) == []
+
+
+def test_what_it_is_told_apart_by(bridge, node, rng):
+    """Another of anything that makes the bytes is a miss, also where LMCache's key is the same."""
+    uri = f"unix:{node.socket}"
+    keys = [name(rng)]
+    l2 = bridge(adapter_json(uri))
+    assert l2.store(keys, objects(keys, 5000))
+    for more in ({"kv_dtype": "float16"}, {"layout": "vllm 0.28.0 CPU_ATTN 32"}, {"weights": "v2"},
+                 {"chunk_tokens": 512}, {"serde": "fp8"}, {"quant": "kv int8"}):
+        assert bridge(adapter_json(uri, {**IDENTITY, **more})).lookup(keys) == [False], more
+    for more in ({"model_name": "another"}, {"kv_rank": 0x02000200}, {"object_group_id": 1},
+                 {"cache_salt": "x"}):
+        assert l2.lookup([name(rng, chunk_hash=keys[0].chunk_hash, **more)]) == [False], more
+    assert bridge(adapter_json(uri)).lookup(keys) == [True]
+    with cairn.open(uri) as store:
+        told = store.why(cairn.Identity(model="a/model", lmcache="0.5.6",
+                                        **{**IDENTITY, "kv_dtype": "float16"}))
+        assert [d["field"] for d in told["differs"]] == ["kv_dtype"]
+
+
+def test_a_domain_key_hides_the_chunks(bridge, node, rng, tmp_path):
+    secret = tmp_path / "key"
+    secret.write_bytes(b"a tenant's key")
+    uri, keys = f"unix:{node.socket}", [name(rng)]
+    config = adapter_json(uri, domain_key_file=str(secret))
+    assert bridge(config).store(keys, objects(keys, 5000))
+    assert bridge(adapter_json(uri)).lookup(keys) == [False]
+    assert bridge(config).lookup(keys) == [True]
+
+
+def test_a_value_of_another_size_is_a_miss_and_is_not_promised_again(bridge, uri, rng, caplog):
+    l2 = bridge(adapter_json(uri))
+    keys = [name(rng), name(rng)]
+    assert l2.store(keys, objects(keys, 40000))
+    other = [memory(39999, 7), memory(40000)]
+    assert l2.load(keys, other) == [False, True]
+    end = time.monotonic() + 10
+    while l2.lookup(keys) != [False, True]:
+        assert time.monotonic() < end
+    assert "40000 bytes and LMCache asks for 39999" in caplog.text
+    assert right(keys[1:], other[1:]) == [True]
+
+
+def test_what_it_cannot_name_is_a_miss(bridge, uri, rng, caplog):
+    l2 = bridge(adapter_json(uri))
+    good, short = name(rng), name(rng, chunk_hash=rng.randbytes(8))  # its own builtin hash
+    assert not l2.store([good, short], objects([good, short], 3000)), "not all of it is stored"
+    assert l2.lookup([good, short]) == [True, False]
+    huge = [name(rng)]
+    assert not l2.store(huge, [memory(65 << 20)]) and l2.lookup(huge) == [False]
+    assert "--chunk-size" in caplog.text
+
+
+def test_another_process_finds_it(bridge, place, rng):
+    uri = f"embedded://{place}?ram=64MiB&disk=256MiB&prewrite=no"
+    keys = [name(rng) for _ in range(8)]
+    first = Bridge(loaded(adapter_json(uri)))
+    assert first.store(keys, objects(keys, 300000))
+    first.adapter.close()
+    got = [memory(300000) for _ in keys]
+    second = bridge(adapter_json(uri))
+    assert second.lookup(keys) == [True] * 8
+    assert second.load(keys, got) == right(keys, got) == [True] * 8
+
+
+def test_descriptor_is_readable_exactly_while_answers_wait(uri, rng):
+    client = CairnClient(uri=uri, identity=IDENTITY)
+    text = f"m@01000100@0@{rng.randbytes(32).hex()}"
+    buf = memoryview(bytearray(1000))
+
+    def readable(seconds):
+        return bool(select.select([client.event_fd()], [], [], seconds)[0])
+
+    assert not readable(0) and client.drain_completions() == []
+    futures = [client.submit_batch_set([text], [buf]), client.submit_batch_exists([text]),
+               client.submit_batch_get([text], [buf]), client.submit_batch_delete([text]),
+               client.submit_batch_get(["no key"], [buf]), client.submit_batch_exists([])]
+    answers = []
+    while len(answers) < len(futures):
+        assert readable(20)
+        answers += client.drain_completions()
+    assert sorted(a[0] for a in answers) == sorted(futures) and len(set(futures)) == len(futures)
+    end = time.monotonic() + 10  # a missed get is looked at once more, which needs no answer
+    while readable(0):
+        assert client.drain_completions() == [] and time.monotonic() < end
+    client.submit_batch_exists([text])
+    client.close()
+    assert client.drain_completions() == []
+    assert client.submit_batch_exists([text]) and client.submit_batch_get([text], [buf])
+    client.close()
+
+
+@pytest.mark.parametrize("params,text", [
+    ({}, "needs \"uri\""),
+    ({"uri": RAM}, "lacks 'chunk_tokens'.*--chunk-size.*'kv_dtype'.*'layout'.*'weights'.*'serde'"),
+    ({"uri": RAM, "identity": {k: v for k, v in IDENTITY.items() if k != "layout"}},
+     "lacks 'layout': the engine, its version"),
+    ({"uri": RAM, "identity": {**IDENTITY, "kv_dtype": "auto"}}, "name the type"),
+    ({"uri": RAM, "identity": {**IDENTITY, "chunk_tokens": 0}}, "chunk_tokens"),
+    ({"uri": RAM, "identity": {**IDENTITY, "model": "m"}}, "LMCache itself tells"),
+    ({"uri": RAM, "identity": IDENTITY, "timeuot": 3}, "did you mean 'timeout'"),
+    ({"uri": RAM, "identity": IDENTITY, "timeout": 60}, "timeout is 60"),
+    ({"uri": RAM, "identity": IDENTITY, "domain_key_file": "/nowhere/key"}, "cannot be read"),
+    ({"uri": "elsewhere:", "identity": IDENTITY}, "unknown kind of store"),
+    ({"uri": "embedded:///nowhere/at/all?ram=64MiB&disk=256MiB", "identity": IDENTITY}, "/nowhere"),
+])
+def test_a_wrong_configuration_is_said_at_start(params, text):
+    config = adapter_json(RAM)
+    config["adapter_params"] = params
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(cairn.Error, match=text):
+        loaded(config)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+def test_a_node_may_come_later(bridge, new_node, rng):
+    node = new_node()
+    l2 = bridge(adapter_json(f"unix:{node.socket}"))
+    keys = [name(rng)]
+    assert not l2.store(keys, objects(keys, 5000))
+    assert l2.lookup(keys) == [False] and l2.load(keys, [memory(5000)]) == [False]
+    node.start()
+    end = time.monotonic() + 20
+    while not l2.store(keys, objects(keys, 5000)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert l2.lookup(keys) == [True]
+
+
+def test_lmcache_s_own_bench(node):
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lmcache"), "bench", "l2", "--l2-adapter",
+         json.dumps(adapter_json(f"unix:{node.socket}")), "--num-keys", "8", "--data-size-kb",
+         "512", "--rounds", "2", "--lookup-max-hit-rate", "1.0", "--no-skip-verify", "--format",
+         "json"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "MISMATCH" not in done.stdout + done.stderr
+    with cairn.open(f"unix:{node.socket}") as store:
+        figures = store.stats()
+    assert figures["put"]["stored"] >= 16 and figures["get"]["hits_ram"] >= 16
