@@ -7,9 +7,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 
-/* In place of a segment: the device never gave this footer's memory back. */
-#define SEG_OF_DEVICE (UINT32_MAX - 1)
-
 enum seal_step { SEAL_WAIT, SEAL_SYNC, SEAL_WRITE, SEAL_SYNC2 };
 
 void nvme_seg_set(struct cairn_nvme *t, uint32_t seg, enum nvme_seg_state state)
@@ -185,7 +182,7 @@ static void seal_end(struct cairn_nvme *t, struct nvme_footer *f)
         cairn_log(CAIRN_LOG_WARN, "%s: segment %u could not be sealed", t->path, f->seg);
     t->segs[f->seg].no_footer = f->failed;
     nvme_seg_set(t, f->seg, SEG_SEALED);
-    f->seg = f->gone > 0 ? SEG_OF_DEVICE : NVME_SEG_NONE;
+    f->seg = f->gone > 0 ? NVME_SEG_GONE : NVME_SEG_NONE;
     f->step = SEAL_WAIT;
 }
 
@@ -218,7 +215,7 @@ static void footer_late(struct cairn_nvme *t, struct nvme_io *x)
 {
     struct nvme_footer *f = x->arg;
     f->flying--;
-    if (--f->gone == 0 && f->seg == SEG_OF_DEVICE)
+    if (--f->gone == 0 && f->seg == NVME_SEG_GONE)
         f->seg = NVME_SEG_NONE;
     nvme_seg_landed(t, x->aux);
 }
@@ -267,7 +264,7 @@ static void footer_write(struct cairn_nvme *t, struct nvme_footer *f)
 
 static void seal_pump(struct cairn_nvme *t, struct nvme_footer *f)
 {
-    if (f->seg == NVME_SEG_NONE || t->segs[f->seg].state != SEG_SEALING)
+    if (!nvme_footer_live(f) || t->segs[f->seg].state != SEG_SEALING)
         return;
     if (f->step == SEAL_WAIT && t->segs[f->seg].units == 0) {
         f->step = SEAL_SYNC;

@@ -482,7 +482,7 @@ static void sync_done(struct cairn_nvme *t, struct nvme_io *x)
     t->sync_out = false;
     bool ok = x->res == 0;
     for (uint32_t i = 0; i < NVME_FOOTERS; i++) {
-        if (ok && t->footers[i].seg != NVME_SEG_NONE) {
+        if (ok && nvme_footer_live(&t->footers[i])) {
             struct nvme_seg *s = &t->segs[t->footers[i].seg];
             s->synced = s->mark;
         }
@@ -518,7 +518,7 @@ void nvme_sync_pump(struct cairn_nvme *t)
     if (!x)
         return;
     for (uint32_t i = 0; i < NVME_FOOTERS; i++) {
-        if (t->footers[i].seg != NVME_SEG_NONE)
+        if (nvme_footer_live(&t->footers[i]))
             t->segs[t->footers[i].seg].mark = t->segs[t->footers[i].seg].done;
     }
     t->sync_fly = t->sync_wait;

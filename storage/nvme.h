@@ -27,6 +27,7 @@
 #define NVME_DEPTH_MAX 8u
 #define NVME_SCRATCH (512u << 10)
 #define NVME_SEG_NONE UINT32_MAX
+#define NVME_SEG_GONE (UINT32_MAX - 1) /* of a footer whose memory the device never gave back */
 #define NVME_FREE_MIN 2u     /* segments kept free so that appending never waits               */
 
 struct cairn_nvme;
@@ -148,14 +149,15 @@ enum nvme_reclaim_step {
     RECLAIM_BUSY,  /* an io or an op is under way              */
     RECLAIM_CHOOSE,
     RECLAIM_PICK,  /* the next record to carry over            */
-    RECLAIM_KILL,  /* its head is made void, durably           */
-    RECLAIM_TELL,  /* the host forgets what is left            */
     RECLAIM_PINS,  /* readers finish                           */
+    RECLAIM_KILL,  /* it is made void, durably                 */
+    RECLAIM_TELL,  /* the host forgets what is left            */
 };
 
 struct nvme_reclaim {
     uint8_t step;
-    bool gone;          /* the host was told: no new readers   */
+    bool gone;          /* no new readers                      */
+    bool listed;        /* sums names every record             */
     bool carried;
     uint32_t seg;
     uint32_t count, at;
@@ -327,6 +329,11 @@ void nvme_loc_fill(const struct cairn_nvme *t, struct cairn_record_loc_disk *l, 
 void nvme_hole_fill(const struct cairn_nvme *t, struct cairn_record_disk *r, uint32_t seg,
                     uint32_t block, uint32_t blocks);
 struct nvme_footer *nvme_footer_of(struct cairn_nvme *t, uint32_t seg);
+/* Is it that of a segment? */
+static inline bool nvme_footer_live(const struct nvme_footer *f)
+{
+    return f->seg != NVME_SEG_NONE && f->seg != NVME_SEG_GONE;
+}
 
 /* --- log_segment.c --- */
 static inline uint32_t nvme_seg_first(const struct cairn_nvme *t, uint32_t seg)
