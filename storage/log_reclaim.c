@@ -33,8 +33,10 @@ static struct cairn_trailer_disk *trailer_of(struct nvme_reclaim *r)
 
 static void walk_next(struct cairn_nvme *t);
 
-static void list_complete(struct nvme_reclaim *r)
+static void list_complete(struct cairn_nvme *t)
 {
+    struct nvme_reclaim *r = &t->reclaim;
+    r->listed = r->count == t->segs[r->seg].count;
     r->at = 0;
     r->step = RECLAIM_CHOOSE;
 }
@@ -46,7 +48,7 @@ static void walk_done(struct cairn_nvme *t, struct nvme_io *x)
     const struct nvme_seg *s = &t->segs[r->seg];
     uint32_t block = x->aux;
     if (x->res || !cairn_record_check(h, &t->shape, block, s->generation)) {
-        list_complete(r);
+        list_complete(t);
         return;
     }
     cairn_summary_of(h, &r->sums[r->count++]);
@@ -58,7 +60,7 @@ static void walk_next(struct cairn_nvme *t)
 {
     struct nvme_reclaim *r = &t->reclaim;
     if (r->at >= nvme_seg_first(t, r->seg) + t->seg_blocks - 1) {
-        list_complete(r);
+        list_complete(t);
         return;
     }
     struct nvme_io *x = nvme_io_take(t);
@@ -119,7 +121,7 @@ static void footer_read(struct cairn_nvme *t)
         tr->count != r->count || !cairn_summaries_check(tr, r->sums, &t->shape))
         walk_begin(t);
     else
-        list_complete(r);
+        list_complete(t);
 }
 
 static void begin(struct cairn_nvme *t, uint32_t seg)
@@ -127,7 +129,7 @@ static void begin(struct cairn_nvme *t, uint32_t seg)
     struct nvme_reclaim *r = &t->reclaim;
     const struct nvme_seg *s = &t->segs[seg];
     r->seg = seg;
-    r->gone = r->carried = r->failed = false;
+    r->gone = r->carried = r->failed = r->listed = false;
     r->count = s->count;
     r->issued = 0;
     r->bytes = (uint64_t)cairn_footer_blocks(s->count) * CAIRN_BLOCK;
@@ -160,7 +162,7 @@ static void carried_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
 {
     (void)w;
     (void)ok;
-    t->reclaim.step = RECLAIM_KILL;
+    t->reclaim.step = RECLAIM_PINS;
 }
 
 static void carry_stored(struct cairn_tier_op *op)
@@ -204,7 +206,7 @@ static void pick(struct cairn_nvme *t)
     while (r->at < r->count && !(r->sums[r->at].pad0 && room && !r->image_busy && !t->off))
         r->at++;
     if (r->at == r->count) {
-        r->step = r->carried ? RECLAIM_BUSY : RECLAIM_KILL;
+        r->step = r->carried ? RECLAIM_BUSY : RECLAIM_PINS;
         r->waiter.fn = carried_synced;
         if (r->carried)
             nvme_sync_want(t, &r->waiter);
@@ -230,6 +232,17 @@ static void pick(struct cairn_nvme *t)
 
 /* --- letting go --- */
 
+/* Nobody reads the segment from here on: every load ends at its deadline. */
+static void wait_for_readers(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    r->gone = true;
+    if (t->segs[r->seg].pins > 0)
+        return;
+    r->at = 0;
+    r->step = RECLAIM_KILL;
+}
+
 static void kill_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
 {
     (void)w;
@@ -249,50 +262,55 @@ static void kill_done(struct cairn_nvme *t, struct nvme_io *x)
     r->step = RECLAIM_KILL;
     if (x->res)
         return; /* again; too many failures turn the tier off */
+    if (++r->at < 2)
+        return;
     r->step = RECLAIM_BUSY;
     r->waiter.fn = kill_synced;
     nvme_sync_want(t, &r->waiter);
 }
 
 /* Makes the segment void on disk before the host forgets its records: once forgotten, a value needs
- * no tombstone to be deleted, so nothing may be left that a power cut could bring back. */
-static void kill_head(struct cairn_nvme *t)
+ * no tombstone to be deleted, so nothing may be left that a power cut could bring back. Nor may
+ * what recovery asks when a head is damaged, this one or that of the next life: the first record
+ * and the trailer go too. */
+static void make_void(struct cairn_nvme *t)
 {
     struct nvme_reclaim *r = &t->reclaim;
     struct nvme_io *x = t->off ? NULL : nvme_io_take(t);
     if (!x)
         return;
-    memset(x->block, 0, CAIRN_BLOCK);
+    uint32_t blocks = r->at == 0 ? 2 : 1;
+    uint32_t block = nvme_seg_first(t, r->seg) + (r->at == 0 ? 0 : t->seg_blocks - 1);
     x->aux = r->seg;
     x->done = kill_done;
     x->late = kill_late;
     r->step = RECLAIM_BUSY;
-    nvme_io_start(t, x, CAIRN_IO_WRITE, (uint64_t)nvme_seg_first(t, r->seg) * CAIRN_BLOCK, x->block,
-                  CAIRN_BLOCK);
-}
-
-static void tell(struct cairn_nvme *t)
-{
-    struct nvme_reclaim *r = &t->reclaim;
-    r->gone = true;
-    uint32_t n = r->count - r->at < TELL_AT_ONCE ? r->count - r->at : TELL_AT_ONCE;
-    if (n)
-        t->host.reclaim(t->host.arg, r->sums + r->at, n);
-    r->at += n;
-    if (r->at == r->count)
-        r->step = RECLAIM_PINS;
+    nvme_io_start(t, x, CAIRN_IO_WRITE, (uint64_t)block * CAIRN_BLOCK, t->scratch,
+                  blocks * CAIRN_BLOCK);
 }
 
 static void release(struct cairn_nvme *t)
 {
     struct nvme_reclaim *r = &t->reclaim;
-    if (t->segs[r->seg].pins > 0)
-        return; /* every load ends at its deadline */
     nvme_count(&t->stats.segments_reclaimed, 1);
     t->floor = t->segs[r->seg].generation + 1;
     nvme_seg_set(t, r->seg, t->segs[r->seg].lost ? SEG_SKIPPED : SEG_FREE);
     r->seg = NVME_SEG_NONE;
     r->step = RECLAIM_IDLE;
+}
+
+static void tell(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    uint32_t first = nvme_seg_first(t, r->seg);
+    for (uint32_t n; r->at < r->count; r->at += n) {
+        n = r->count - r->at < TELL_AT_ONCE ? r->count - r->at : TELL_AT_ONCE;
+        t->host.reclaim(t->host.arg, r->sums + r->at, n);
+    }
+    /* The footer and a header could not be read: what lay behind is in the host's index still. */
+    if (!r->listed)
+        t->host.reclaim_all(t->host.arg, first, first + t->seg_blocks);
+    release(t);
 }
 
 /* The oldest living segment if it can go; NONE while it is still being written. */
@@ -328,12 +346,12 @@ void nvme_reclaim_pump(struct cairn_nvme *t)
         choose(t);
     if (r->step == RECLAIM_PICK)
         pick(t);
-    if (r->step == RECLAIM_KILL)
-        kill_head(t);
-    while (r->step == RECLAIM_TELL)
-        tell(t);
     if (r->step == RECLAIM_PINS)
-        release(t);
+        wait_for_readers(t);
+    if (r->step == RECLAIM_KILL)
+        make_void(t);
+    if (r->step == RECLAIM_TELL)
+        tell(t);
 }
 
 /* --- prewriting --- */

@@ -49,21 +49,28 @@ static void batch_read(struct cairn_nvme *t, struct recovery *r, uint64_t off, v
 
 /* --- heads: which segments live --- */
 
-/* A head that is damaged or cannot be read: the first record knows the generation too. If the head
- * was of a newer life without records, this brings the life before back, which is harmless as long
- * as no floor forbids it: the tombstones of its records are still there then. */
+/* A head that is damaged or cannot be read: the first record knows the generation too, and so does
+ * the trailer, if the damage reaches so far. Neither outlives its segment's life: reclaim makes
+ * both void (log_reclaim.c), so a life that ended cannot come back. */
 static enum cairn_verdict second_opinion(struct cairn_nvme *t, struct recovery *r, uint32_t seg,
                                          uint32_t i, uint32_t *ret_generation)
 {
     struct cairn_record_disk *h = t->stages_memory;
+    const struct cairn_trailer_disk *tr = &r->trailers[i];
     uint32_t block = nvme_seg_first(t, seg) + 1;
     int err = nvme_io_now(t, CAIRN_IO_READ, (uint64_t)block * CAIRN_BLOCK, h, CAIRN_BLOCK);
-    if (err == 0 && h->loc.generation != 0 &&
-        cairn_record_check(h, &t->shape, block, h->loc.generation)) {
-        *ret_generation = h->loc.generation;
+    uint32_t generation = err ? 0 : h->loc.generation;
+    if (generation != 0 && cairn_record_check(h, &t->shape, block, generation)) {
+        *ret_generation = generation;
         return CAIRN_VERDICT_OK;
     }
-    r->io_error = r->io_error || err || r->errors[i];
+    generation = r->errors[BATCH + i] ? 0 : tr->generation;
+    if (generation != 0 &&
+        cairn_trailer_check(tr, &t->shape, seg, generation) == CAIRN_VERDICT_OK) {
+        *ret_generation = generation;
+        return CAIRN_VERDICT_OK;
+    }
+    r->io_error = r->io_error || err || r->errors[i] || r->errors[BATCH + i];
     return CAIRN_VERDICT_BAD;
 }
 

@@ -42,8 +42,10 @@ struct slot {
     uint8_t state, write;
     uint8_t cause;            /* of SLOT_FAILED                                             */
     bool checked;             /* verified since it came into RAM                            */
+    bool unverified;          /* from disk, and nobody has verified all of it yet           */
     bool in_policy;
     bool written;             /* was on disk once                                           */
+    bool lost;                /* a write of it was given up, and the device may still read  */
     bool tried;               /* a write of it began: the disk may hold it, even if it failed */
     bool orphan;              /* its parent was held nowhere when it came                   */
     bool waited;              /* somebody sleeps until loading ends                         */
@@ -267,6 +269,8 @@ enum cairn_cause load_wait(struct cairn_vault *v, struct slot *s, uint64_t deadl
 uint32_t entry_blocks(const struct cairn_entry *e);
 /* Must a read from RAM compare the checks? Lock held. */
 bool slot_needs_verify(const struct cairn_vault *v, const struct slot *s);
+/* All of it was found good. Lock held. */
+void slot_verified(struct slot *s);
 /* Is this header of a pinned slot the one it must be, and not expired? */
 enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct slot *s,
                             const struct cairn_key *key, const uint8_t *fingerprint, bool verify);

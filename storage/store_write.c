@@ -101,7 +101,7 @@ void write_pump(struct cairn_vault *v)
 
 static bool unwritten(const struct cairn_vault *v, const struct slot *s)
 {
-    return s->state == SLOT_RESIDENT && s->entry != CAIRN_ENTRY_NONE &&
+    return s->state == SLOT_RESIDENT && s->entry != CAIRN_ENTRY_NONE && !s->lost &&
            (s->write == WRITE_CLEAN || s->write == WRITE_FAILED) &&
            cairn_index_entry(v->index, s->entry)->block == CAIRN_BLOCK_NONE &&
            entry_writable(v, cairn_index_entry(v->index, s->entry));
@@ -148,8 +148,11 @@ static void store_done(struct cairn_vault *v, struct vault_op *op, struct slot *
 {
     cairn_status st = op->op.status;
     write_end(v, s, st != CAIRN_OK && st != CAIRN_CANCELED);
-    if (op->op.image_lost)
-        slot_pin(s); /* until image_back */
+    if (op->op.image_lost) {
+        /* Until image_back. Placing it again would change what the device may still read. */
+        slot_pin(s);
+        s->lost = true;
+    }
     if (st == CAIRN_OK && s->entry != CAIRN_ENTRY_NONE) {
         struct cairn_entry *e = cairn_index_entry(v->index, s->entry);
         e->block = op->op.block;
@@ -334,20 +337,44 @@ static void host_moved(void *arg, const struct cairn_summary_disk *r, uint32_t n
     pthread_mutex_unlock(&v->lock);
 }
 
+/* The segment of its disk copy is void by now. */
+static void entry_reclaimed(struct cairn_vault *v, uint32_t id)
+{
+    struct cairn_entry *e = cairn_index_entry(v->index, id);
+    e->block = CAIRN_BLOCK_NONE;
+    if (e->slot != CAIRN_SLOT_NONE)
+        v->slots[e->slot].tried = v->slots[e->slot].write == WRITE_FLYING;
+    entry_drop_if_empty(v, id, CAIRN_CAUSE_RECLAIMED);
+}
+
 static void host_reclaim(void *arg, const struct cairn_summary_disk *r, uint32_t n)
 {
     struct cairn_vault *v = arg;
     pthread_mutex_lock(&v->lock);
     for (uint32_t i = 0; i < n; i++) {
         uint32_t id = find_at(v, &r[i]);
-        if (id == CAIRN_ENTRY_NONE)
-            continue;
-        struct cairn_entry *e = cairn_index_entry(v->index, id);
-        e->block = CAIRN_BLOCK_NONE;
-        if (e->slot != CAIRN_SLOT_NONE)
-            /* Its segment is void by now. */
-            v->slots[e->slot].tried = v->slots[e->slot].write == WRITE_FLYING;
-        entry_drop_if_empty(v, id, CAIRN_CAUSE_RECLAIMED);
+        if (id != CAIRN_ENTRY_NONE)
+            entry_reclaimed(v, id);
+    }
+    pthread_mutex_unlock(&v->lock);
+}
+
+#define SWEEP_AT_ONCE 1024u /* entries looked at before others get the lock */
+
+static void host_reclaim_all(void *arg, uint32_t from, uint32_t end)
+{
+    struct cairn_vault *v = arg;
+    pthread_mutex_lock(&v->lock);
+    uint32_t id = cairn_index_next(v->index, 0);
+    for (uint32_t n = 1; id != CAIRN_ENTRY_NONE; n++) {
+        uint32_t block = cairn_index_entry(v->index, id)->block;
+        if (block >= from && block < end)
+            entry_reclaimed(v, id);
+        if (n % SWEEP_AT_ONCE == 0) {
+            pthread_mutex_unlock(&v->lock);
+            pthread_mutex_lock(&v->lock);
+        }
+        id = cairn_index_next(v->index, id + 1);
     }
     pthread_mutex_unlock(&v->lock);
 }
@@ -367,8 +394,11 @@ static void host_image_back(void *arg, struct cairn_record_disk *image, uint32_t
     pthread_mutex_lock(&v->lock);
     struct cairn_extent_run run;
     uint32_t first = (uint32_t)(((char *)image - (char *)v->arena.base) / CAIRN_BLOCK);
-    if (cairn_extent_at(v->extents, first, &run) && run.used)
-        slot_unpin(v, &v->slots[run.owner]);
+    if (cairn_extent_at(v->extents, first, &run) && run.used) {
+        struct slot *s = &v->slots[run.owner];
+        s->lost = false;
+        slot_unpin(v, s);
+    }
     pthread_mutex_unlock(&v->lock);
 }
 
@@ -401,6 +431,7 @@ void vault_host(struct cairn_vault *v)
         .wanted = host_wanted,
         .moved = host_moved,
         .reclaim = host_reclaim,
+        .reclaim_all = host_reclaim_all,
         .strayed = host_strayed,
         .image_back = host_image_back,
         .turned_off = host_turned_off,

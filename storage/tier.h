@@ -9,7 +9,7 @@
  *  2. submit is callable from any thread, does not block on the device, and keeps ops in order:
  *     a SYNC covers everything accepted before it.
  *  3. LOAD answers OK only for a record whose location, key, version, value_len and every piece
- *     checksum were compared; a bad read was tried twice. Anything else: status MISS, CORRUPT, IO
+ *     checksum were compared (with host_verifies all but the pieces); a bad read was tried twice. Anything else: status MISS, CORRUPT, IO
  *     or TIMEOUT and a cause.
  *  4. STORE answers OK when this record and every earlier record of its segment are completely
  *     written (readable, in order); SYNC when all those are on stable storage, and CAIRN_IO if one
@@ -64,8 +64,12 @@ struct cairn_tier_op {
     enum cairn_cause cause;
     bool image_lost;
     void (*done)(struct cairn_tier_op *op);
-    /* NULL or: the first `bytes` of the value that a LOAD reads are verified and stay as they are
-     * until done, which may still say that the rest is not. On the tier's thread, no lock held. */
+    /* LOAD of all: the host compares the pieces with the header's checks while it copies them out,
+     * so that the bytes cross the memory link once less. */
+    bool host_verifies;
+    /* NULL or: the first `bytes` of the value that a LOAD reads are verified (with host_verifies:
+     * are there, and the header is verified) and stay as they are until done, which may still say
+     * that the rest is not. On the tier's thread, no lock held. */
     void (*part)(struct cairn_tier_op *op, uint64_t bytes);
     void *owner;
 
@@ -94,6 +98,8 @@ struct cairn_tier_host {
     void (*moved)(void *arg, const struct cairn_summary_disk *s, uint32_t new_block);
     /* These records are about to be gone: forget those that the index still places there. */
     void (*reclaim)(void *arg, const struct cairn_summary_disk *s, uint32_t count);
+    /* And every other record from block `from` on, up to `end`: not all of them could be listed. */
+    void (*reclaim_all)(void *arg, uint32_t from, uint32_t end);
     /* A copy that was to be carried over failed and may be on disk all the same, unknown to all. */
     void (*strayed)(void *arg, const struct cairn_summary_disk *s);
     /* A lost image's memory is free again. */

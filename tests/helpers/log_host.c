@@ -110,6 +110,19 @@ static void on_reclaim(void *arg, const struct cairn_summary_disk *s, uint32_t c
     pthread_mutex_unlock(&h->lock);
 }
 
+static void on_reclaim_all(void *arg, uint32_t from, uint32_t end)
+{
+    struct log_host *h = arg;
+    pthread_mutex_lock(&h->lock);
+    for (uint32_t id = 0; id < HOST_KEYS; id++) {
+        if (h->keys[id].block >= from && h->keys[id].block < end) {
+            h->keys[id].block = 0;
+            h->reclaimed++;
+        }
+    }
+    pthread_mutex_unlock(&h->lock);
+}
+
 static uint64_t slot_bit(const struct log_host *h, const struct cairn_record_disk *image)
 {
     return 1ull << (size_t)((const uint8_t *)image - h->arena) / SLOT_BYTES;
@@ -191,6 +204,7 @@ void host_init(struct log_host *h, const char *path, uint64_t disk, const char *
         .wanted = on_wanted,
         .moved = on_moved,
         .reclaim = on_reclaim,
+        .reclaim_all = on_reclaim_all,
         .strayed = on_strayed,
         .image_back = on_image_back,
         .turned_off = on_turned_off,

@@ -16,9 +16,10 @@ static bool armed;
 /* The write that makes a segment void: zeros where its head was. */
 static bool voids_a_head(const struct cairn_io *io)
 {
-    static const uint8_t zeros[CAIRN_BLOCK];
+    static const uint8_t zeros[2 * CAIRN_BLOCK];
 
-    return io->kind == CAIRN_IO_WRITE && io->len == CAIRN_BLOCK && io->off >= CAIRN_DATA_OFFSET &&
+    return io->kind == CAIRN_IO_WRITE && io->len == 2 * CAIRN_BLOCK &&
+           io->off >= CAIRN_DATA_OFFSET &&
            (io->off - CAIRN_DATA_OFFSET) % CAIRN_SEGMENT_MIN == 0 &&
            memcmp(io->buf, zeros, sizeof(zeros)) == 0;
 }
