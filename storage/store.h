@@ -58,6 +58,9 @@ uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *ke
 #define CAIRN_IN_RAM 1u
 #define CAIRN_ON_DISK 2u
 uint32_t cairn_vault_where(struct cairn_vault *v, const struct cairn_key *key);
+/* A delete (or a put that replaces) whose tombstone could not be made durable says so. Its key
+ * shows nothing from then on and takes puts as before; whether a restart would find the old value
+ * again is not known until the delete is asked again or a put of the key is flushed. */
 cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
                                 uint64_t deadline_ns, cairn_status *results);
 cairn_status cairn_vault_flush(struct cairn_vault *v, uint64_t deadline_ns);
@@ -163,7 +166,8 @@ cairn_status cairn_vault_scan(struct cairn_vault *v, uint16_t space, uint32_t *c
 /* Values held of a space, expired ones that nobody has met yet included. */
 uint64_t cairn_vault_space_count(struct cairn_vault *v, uint16_t space);
 /* Every value of the space that was put before this call is gone, for good, on return: one record
- * on disk says so, however many there are. */
+ * on disk says so, however many there are. On an error they are gone too, but a restart may find
+ * those that were on disk again: ask again. */
 cairn_status cairn_vault_clear_space(struct cairn_vault *v, uint16_t space, uint64_t deadline_ns);
 
 /* --- what others may see --- */

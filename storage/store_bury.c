@@ -28,14 +28,40 @@ static void bury_begin(struct cairn_vault *v, const struct cairn_key *key, uint6
 {
     uint32_t id = cairn_index_find(v->index, key);
     /* Whether it is on disk or not: a write that began now would lie behind the tombstone, and be
-     * there still when that is gone. If the tombstone fails it may have landed all the same: the
-     * entry stays unwritable then, and is still right to read. */
+     * there still when that is gone. */
     if (id != CAIRN_ENTRY_NONE)
         cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_DYING;
     b->version = ++v->version;
     b->op = op_begin(v, (struct cairn_tier_op){.kind = CAIRN_TIER_TOMBSTONE, .key = *key,
                                                .version = b->version, .deadline_ns = deadline_ns},
                      wait, &b->st);
+}
+
+/* A tombstone failed and may have landed all the same: the disk holds the value or does not, so no
+ * flush can vouch for it any more, and whoever asked does not want it. In doubt it is a miss; what
+ * a restart would find is remembered, and the next put or delete of the key buries it. */
+static void bury_failed(struct cairn_vault *v, const struct cairn_key *key, uint64_t version)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    uint8_t key16[16];
+    cairn_key16(key->bytes, key16);
+    forgotten_note(v, key16);
+    if (id == CAIRN_ENTRY_NONE || cairn_index_entry(v->index, id)->version > version)
+        return;
+    if (cairn_index_entry(v->index, id)->slot != CAIRN_SLOT_NONE)
+        slot_detach(v, &v->slots[cairn_index_entry(v->index, id)->slot]);
+    entry_remove(v, id, CAIRN_CAUSE_TOMBSTONE);
+}
+
+/* The end of a burial, whatever came of it. */
+static cairn_status bury_end(struct cairn_vault *v, const struct cairn_key *key, struct burial *b)
+{
+    if (b->op)
+        b->st = op_end(v, b->op);
+    b->op = NULL;
+    if (b->st && b->version)
+        bury_failed(v, key, b->version);
+    return b->st;
 }
 
 /* Versions up to `covered` are dead on disk; what came since may need a tombstone of its own. */
@@ -50,9 +76,7 @@ static cairn_status bury_rest(struct cairn_vault *v, const struct cairn_key *key
             return CAIRN_OK;
         struct burial b;
         bury_begin(v, key, deadline_ns, true, &b);
-        if (b.op)
-            b.st = op_end(v, b.op);
-        if (b.st)
+        if (bury_end(v, key, &b))
             return b.st;
         covered = b.version;
     }
@@ -152,8 +176,7 @@ cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *k
         size_t n = delete_begin(v, &d);
         /* All ops are given back before one more is waited for. */
         for (size_t i = 0; i < n; i++)
-            if (d.burials[i].op)
-                d.burials[i].st = op_end(v, d.burials[i].op);
+            bury_end(v, &keys[at + i], &d.burials[i]);
         for (size_t i = 0; i < n; i++)
             delete_end(v, &d, i);
         pthread_mutex_unlock(&v->lock);
