@@ -142,20 +142,47 @@ class _Server:
             options["num_gpu_blocks_override"] = given["blocks"]
         self.llm = LLM(model=given["model"], enforce_eager=True, max_model_len=given["max_len"],
                        seed=0, **options)
-        from cairn._vllm_engine import engines
         # With vLLM's own engine process these are over there.
-        self.cairn = engines()[0] if engines() else None
+        self.halves: dict[str, Any] = {}
+        if given["uri"]:
+            from cairn.vllm import connectors
+            self.halves = {c.role.name: c for c in connectors()}
         self.count = 0
 
     def identity(self) -> dict[str, str] | None:
-        known = self.cairn and self.cairn.identity
-        return known.fields if known else None
+        names = self.halves and self.halves["SCHEDULER"].scheduler.names
+        return names.parts[0].fields if names else None
 
     def _loaded(self) -> tuple[int, int, float]:
-        if self.cairn is None:
+        if "WORKER" not in self.halves:
             return 0, 0, 0.0
-        c = self.cairn.counters
-        return c.loaded_blocks * self.cairn.block_tokens, c.loaded_bytes, c.load_seconds
+        side, moved = self.halves["SCHEDULER"].scheduler, self.halves["WORKER"].totals.data
+        if side.names is None:
+            return 0, 0, 0.0
+        size = moved.get("load_bytes", 0) - moved.get("load_misses", 0) * side.chunk_bytes()
+        return (size * side.names.chunk_tokens // side.chunk_bytes(), size,
+                moved.get("load_seconds", 0.0))
+
+    def settle(self) -> None:
+        """Steps until nothing is on its way: an engine in this process steps for requests only."""
+        core = getattr(self.llm.llm_engine.engine_core, "engine_core", None)
+        while core is not None and core.scheduler.has_requests():
+            self.llm.llm_engine.step()
+
+    def reset(self, connector: bool) -> bool:
+        self.settle()
+        end = time.monotonic() + 10
+        while not self.llm.reset_prefix_cache(reset_connector=connector):
+            if time.monotonic() > end:  # saves hold blocks until they are done
+                return False
+            time.sleep(0.01)
+        return True
+
+    def stats(self) -> dict[str, Any]:
+        moved: dict[str, float] = {}
+        for half in self.halves.values():
+            moved.update(half.totals.data)
+        return {"stats": dict(self.halves["SCHEDULER"].scheduler.store.stats(), connector=moved)}
 
     def answer(self, tokens: list[int], max_tokens: int, salt: str | None,
                prompt_logprobs: int | None) -> dict[str, Any]:
@@ -198,16 +225,17 @@ class _Server:
         if q["do"] == "tokens":
             return {"tokens": self.llm.get_tokenizer()(q["text"])["input_ids"]}
         if q["do"] == "reset":
-            return {"done": bool(self.llm.reset_prefix_cache(reset_connector=q["connector"]))}
-        if q["do"] == "flush" and self.cairn:
-            self.cairn.store.flush()
+            return {"done": self.reset(q["connector"])}
+        if q["do"] == "flush" and self.halves:
+            self.settle()
+            self.halves["SCHEDULER"].scheduler.store.flush()
             return {}
-        if q["do"] == "stats" and self.cairn:
-            return {"stats": dict(self.cairn.store.stats(),
-                                  connector=vars(self.cairn.counters))}
+        if q["do"] == "stats" and self.halves:
+            return self.stats()
         if q["do"] == "stop":
+            self.settle()
             self.llm.llm_engine.engine_core.shutdown()
-            self.cairn = None
+            self.halves = {}
             return {}
         raise EngineError(f"{q['do']} cannot be done here")
 

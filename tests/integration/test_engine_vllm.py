@@ -181,7 +181,8 @@ def test_damage_is_computed_again(start, words, place):
     answer = engine.answer(prompt)
     assert answer["loaded_tokens"] == 2 * BLOCK and answer["text"] == cold["text"]
     stats = engine.stats()
-    assert stats["misses"]["checksum"] == 1 and stats["connector"]["missed_chunks"] == 4
+    assert stats["misses"]["checksum"] == 1
+    assert stats["connector"]["hit_tokens"] == 2 * BLOCK, "what is promised was verified before"
     # What was computed is stored again, and it is right.
     own = engine.answer(prompt)
     engine.reset()
@@ -209,7 +210,7 @@ def test_damage_under_two_requests_at_once(start, words, place):
         assert [a["text"] for a in together] == [a["text"] for a in first]
         engine.reset()
     stats = engine.stats()
-    assert stats["misses"]["checksum"] == 1 and stats["connector"]["missed_chunks"] >= 1
+    assert stats["misses"]["checksum"] == 1
     engine.stop()
 
 

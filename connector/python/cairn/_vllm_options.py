@@ -1,5 +1,5 @@
-"""kv_connector_extra_config, read once: every key is known, every value has a meaning, or the engine
-does not start and a sentence says what to write instead."""
+"""kv_connector_extra_config, read once: every key is known, every value has a meaning, or the
+engine does not start and a sentence says what to write instead."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Options:
     timeout: float = 5.0
     """Seconds that a load, and a save, may take in the store."""
     lookup_timeout: float = 0.5
-    """Seconds that a request may wait to hear what is held, beside the time that reading it takes."""
+    """Seconds that a request may wait to hear what is held, beside the time to read that."""
     save: str = "all"
     """What is saved: "all" that is computed, of the "prompt" only, or "none"."""
     min_tokens: int = 0

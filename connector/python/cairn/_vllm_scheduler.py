@@ -76,8 +76,8 @@ class SchedulerSide:
         self._config, self._options = config, options
         self._groups = len(cache.kv_cache_groups)
         self._world = config.parallel_config.world_size
-        self._store: Any = None
-        self._names: Names | None = None
+        self.store: Any = None
+        self.names: Names | None = None
         self._lookups: Lookups | None = None
         self._ranks: list[Described] = []
         self._saves = Saves(self._world, self._options.inflight)
@@ -122,13 +122,14 @@ class SchedulerSide:
 
     def _open(self, ranks: list[Described]) -> None:
         link = ranks[0].link
-        self._store = (LinkedStore(link) if link
+        self.store = (LinkedStore(link) if link
                        else stores.acquire(self._options.uri, self._options.timeout))
         self._ranks = ranks
-        self._names = Names(ranks, self._epoch, self._options.domain)
-        self._lookups = Lookups(self._store, self._options.lookup_timeout, self._chunk_bytes())
+        self.names = Names(ranks, self._epoch, self._options.domain)
+        self._lookups = Lookups(self.store, self._options.lookup_timeout, self.chunk_bytes())
 
-    def _chunk_bytes(self) -> int:
+    def chunk_bytes(self) -> int:
+        """Of all ranks and groups."""
         return sum(page * (r.chunk_tokens // block) for r in self._ranks
                    for page, block in zip(r.page_bytes, r.block_tokens))
 
@@ -137,7 +138,7 @@ class SchedulerSide:
         self._events.hash_tokens = pool.hash_block_size
 
     def shutdown(self) -> None:
-        self._names = None
+        self.names = None
         for tracked in self._tracked.values():
             self._let_go(tracked)
         self._tracked.clear()
@@ -147,7 +148,7 @@ class SchedulerSide:
         lookups, self._lookups = self._lookups, None
         if lookups is not None:
             lookups.close()
-        store, self._store = self._store, None
+        store, self.store = self.store, None
         if isinstance(store, LinkedStore):
             store.close()
         elif store is not None:
@@ -162,7 +163,7 @@ class SchedulerSide:
 
     def _track(self, request: Request) -> Tracked | None:
         """None where a request is computed as if there were no cache."""
-        if self._names is None:
+        if self.names is None:
             return None
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
@@ -171,9 +172,9 @@ class SchedulerSide:
                     or getattr(request, "skip_reading_prefix_cache", False)
                     or request.num_tokens < self._options.min_tokens):
                 return None
-            tracked = Tracked(request, Chain(self._names, request), controls)
+            tracked = Tracked(request, Chain(self.names, request), controls)
             self._tracked[request.request_id] = tracked
-        return None if tracked.chain.names is not self._names else tracked
+        return None if tracked.chain.names is not self.names else tracked
 
     def _local_hit(self, request: Request) -> int:
         """Tokens that the engine's own cache seems to hold: they need not be fetched. A guess."""
@@ -188,8 +189,8 @@ class SchedulerSide:
         return held * pool.hash_block_size
 
     def _ask(self, tracked: Tracked, computed: int) -> None:
-        assert self._names is not None and self._lookups is not None
-        size = self._names.chunk_tokens
+        assert self.names is not None and self._lookups is not None
+        size = self.names.chunk_tokens
         # The last token is always computed: its output is what was asked for.
         readable = tracked.controls.readable(tracked.request.num_tokens - 1)
         tail = tracked.controls.tail(tracked.request.num_tokens, size)
@@ -204,10 +205,10 @@ class SchedulerSide:
         tracked = self._track(request)
         if tracked is None or tracked.failed or tracked.loading or not tracked.controls.read:
             return 0, False
-        assert self._names is not None and self._lookups is not None
+        assert self.names is not None and self._lookups is not None
         tracked.promise = None
         question = tracked.question
-        size = self._names.chunk_tokens
+        size = self.names.chunk_tokens
         if question is None or question.stale() or (
                 question.done.is_set() and computed // size < question.first < question.last):
             self._ask(tracked, computed)
@@ -236,15 +237,16 @@ class SchedulerSide:
         """What another engine has promised may become visible a moment after its answer."""
         if not tracked.controls.handed:
             return False
-        told = tracked.controls.readable(tracked.controls.tokens) // tracked.chain.names.chunk_tokens
+        size = tracked.chain.names.chunk_tokens
+        told = tracked.controls.readable(tracked.controls.tokens) // size
         there = (question.first + question.leased >= min(told, question.last)
                  and question.tail_leased == bool(question.tail))
         return not there and time.monotonic() - tracked.asked < TAIL_SECONDS
 
     def _promise(self, tracked: Tracked, question: Question,
                  computed: int) -> tuple[int | None, bool]:
-        assert self._names is not None
-        size = self._names.chunk_tokens
+        assert self.names is not None
+        size = self.names.chunk_tokens
         last = question.first + question.leased
         end = question.tail if question.tail_leased else last * size
         if end <= computed:
@@ -265,7 +267,7 @@ class SchedulerSide:
         rate = min(r.copy_rate for r in self._ranks)
         if self._options.load == "sync":
             return True
-        seconds = chunks * self._chunk_bytes() / self._world / rate if rate > 0 else 1.0
+        seconds = chunks * self.chunk_bytes() / self._world / rate if rate > 0 else 1.0
         return seconds < max(SMALL_SECONDS, SMALL_SHARE * self._step_seconds)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, tokens: int) -> None:
@@ -290,9 +292,9 @@ class SchedulerSide:
 
     def _blocks_of(self, table: Iterable[list[int]], promise: Promise) -> list[np.ndarray]:
         """The blocks of each group; none for what the engine has computed already."""
-        assert self._names is not None
-        size, found = self._names.chunk_tokens, []
-        for ids, block in zip(table, self._names.block_tokens):
+        assert self.names is not None
+        size, found = self.names.chunk_tokens, []
+        for ids, block in zip(table, self.names.block_tokens):
             first = promise.first * size // block
             some = np.asarray(ids[first:-(-promise.end // block)], np.int64)
             some[:promise.start // block - first] = 0
@@ -311,7 +313,7 @@ class SchedulerSide:
         loads, self._begin = self._begin, []
         fence, self._fence = self._fence, []
         step = Step(loads=loads, fence=fence, epoch=self._epoch, idle=idle)
-        if self._names is not None:
+        if self.names is not None:
             try:
                 self._plan(output, step)
             except Exception:
@@ -343,7 +345,7 @@ class SchedulerSide:
         limit = tracked.controls.writable(tracked.request, end, self._options)
         names = tracked.chain.names
         chunks = limit // names.chunk_tokens
-        if chunks <= tracked.saved or names is not self._names or not self._clean:
+        if chunks <= tracked.saved or names is not self.names or not self._clean:
             return
         first, tracked.saved = tracked.saved, chunks
         keys = tracked.chain.upto(chunks)
@@ -354,18 +356,18 @@ class SchedulerSide:
 
     def _save(self, tracked: Tracked, keys: np.ndarray, first: int, last: int,
               table: list[list[int]], step: Step) -> None:
-        assert self._names is not None
-        room = min(last - first, self._saves.room(self._chunk_bytes()))
+        assert self.names is not None
+        room = min(last - first, self._saves.room(self.chunk_bytes()))
         self._saves.skipped += last - first - room
         if room == 0:
             return
         last = first + room
         blocks = [np.asarray(ids[first * per:last * per], np.int64) for ids, per in
-                  zip(table, (self._names.chunk_blocks(g) for g in range(self._groups)))]
+                  zip(table, (self.names.chunk_blocks(g) for g in range(self._groups)))]
         save = Transfer(self._next_id(), tracked.request.request_id, keys[first:last], blocks,
                         parents=keys[first - 1] if first else None)
-        self._saves.begin(save, room * self._chunk_bytes())
-        size = self._names.chunk_tokens
+        self._saves.begin(save, room * self.chunk_bytes())
+        size = self.names.chunk_tokens
         self._events.planned(save, tracked.request, first * size, last * size)
         step.saves.append(save)
 
@@ -423,8 +425,8 @@ class SchedulerSide:
         for tracked in self._tracked.values():
             self._let_go(tracked)
             tracked.promise = None
-        if self._names is not None:
-            self._names = Names(self._ranks, self._epoch, self._options.domain)
+        if self.names is not None:
+            self.names = Names(self._ranks, self._epoch, self._options.domain)
         pool = self._saves.pool
         self._events.forget()
         self._clean = pool is None or pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
