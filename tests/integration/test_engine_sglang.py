@@ -9,19 +9,17 @@ import time
 
 import pytest
 
-pytest.importorskip("sglang", reason="sglang is not installed: tests/run engine installs it")
-
-import cairn  # noqa: E402
-import sglang_pools as sg  # noqa: E402
-import torch  # noqa: E402
-from cairn._sglang_pool import Names, digest_of  # noqa: E402
-from sglang.srt.environ import envs  # noqa: E402
-from sglang.srt.mem_cache.device_pool_info import KVBufferLayout  # noqa: E402
-from sglang.srt.mem_cache.hicache_storage import (HiCacheFile, HiCacheStorage,  # noqa: E402
+import cairn
+import sglang_pools as sg
+import torch
+from cairn._sglang_pool import Names, digest_of
+from sglang.srt.environ import envs
+from sglang.srt.mem_cache.device_pool_info import KVBufferLayout
+from sglang.srt.mem_cache.hicache_storage import (HiCacheFile, HiCacheStorage,
                                                   HiCacheStorageExtraInfo,
                                                   HiCacheStorageFailureInjector, PoolHitPolicy,
                                                   PoolName, PoolTransfer)
-from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory  # noqa: E402
+from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
 
 pytestmark = pytest.mark.timeout(300)
 RAM = "embedded:?ram=64MiB"
@@ -387,7 +385,7 @@ def test_weights_that_change_and_clearing(attach, node, rng):
 def test_an_update_of_the_weights_is_seen(attach, monkeypatch):
     """By the method of SGLang's scheduler that every update goes through."""
     from cairn import sglang
-    updater = pytest.importorskip("sglang.srt.managers.scheduler_components.weight_updater")
+    from sglang.srt.managers.scheduler_components import weight_updater as updater
     manager = updater.SchedulerWeightUpdaterManager
     inner = manager._observe_weight_load
     monkeypatch.setattr(manager, "_observe_weight_load", inner)
