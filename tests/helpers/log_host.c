@@ -55,6 +55,11 @@ static bool on_still_wanted(void *arg, const struct cairn_tier_op *op)
 static bool on_recovered(void *arg, const struct cairn_tier *t, const struct cairn_summary_disk *s)
 {
     struct log_host *h = arg;
+    if (s->kind == CAIRN_RECORD_CLEAR) {
+        if (h->cleared[s->space] < s->version)
+            h->cleared[s->space] = s->version;
+        return true;
+    }
     struct host_entry *e = entry_of(h, s->key, NULL);
     if (!e) {
         fprintf(stderr, "recovered a key that was never put\n");
@@ -70,6 +75,7 @@ static bool on_recovered(void *arg, const struct cairn_tier *t, const struct cai
     e->block = e->tomb ? 0 : s->block;
     e->blocks = s->blocks;
     e->len = s->value_len;
+    e->space = s->space;
     return true;
 }
 
@@ -163,7 +169,9 @@ static void on_done(struct cairn_tier_op *op)
     if (op->kind == CAIRN_TIER_STORE && op->status == CAIRN_OK) {
         struct host_entry *e = &h->keys[o->id];
         if (op->version >= e->version) {
-            *e = (struct host_entry){op->version, op->block, op->blocks, op->value_len, false};
+            *e = (struct host_entry){.version = op->version, .block = op->block,
+                                     .blocks = op->blocks, .len = op->value_len,
+                                     .space = op->image->body.space};
         }
     }
     o->done = true;
@@ -243,6 +251,7 @@ bool host_close(struct log_host *h)
 void host_forget(struct log_host *h)
 {
     memset(h->keys, 0, sizeof h->keys);
+    memset(h->cleared, 0, sizeof h->cleared);
     h->recovered = h->recovered_tombs = 0;
 }
 
@@ -265,6 +274,7 @@ void host_prepare_store(struct log_host *h, struct host_op *op, uint32_t slot, u
     cairn_hash_pieces(value, len, r->body.piece_check);
     r->body.version = version;
     r->body.value_len = len;
+    r->body.space = h->space;
     if (side_len) {
         memset(value + padded, (int)id + 1, (size_t)cairn_blocks(side_len) * CAIRN_BLOCK);
         r->body.side_len = side_len;
@@ -374,6 +384,15 @@ cairn_status host_delete(struct log_host *h, uint64_t id)
     return both(h, &op);
 }
 
+cairn_status host_clear(struct log_host *h, uint16_t space)
+{
+    struct host_op op;
+    host_prepare_mark(h, &op, CAIRN_TIER_CLEAR, 0, ++h->version);
+    op.op.space = space;
+    h->cleared[space] = h->version;
+    return both(h, &op);
+}
+
 cairn_status host_sync(struct log_host *h)
 {
     struct host_op op;
@@ -395,7 +414,7 @@ cairn_status host_get_part(struct log_host *h, uint64_t id, uint32_t piece, uint
 {
     struct host_op op;
     host_prepare_load(h, &op, slot_free(h, 40), id);
-    if (op.op.block == 0)
+    if (op.op.block == 0 || op.op.version < h->cleared[h->keys[id].space])
         return CAIRN_MISS;
     op.op.piece_first = piece;
     op.op.piece_count = count;

@@ -10,12 +10,14 @@
 
 #define HOST_KEYS 4096u
 #define HOST_NAMES 8192u
+#define HOST_SPACES 2u
 
 struct host_entry {
     uint64_t version; /* what the host would serve, 0 = nothing */
     uint32_t block;   /* 0: not on disk                         */
     uint32_t blocks;
     uint32_t len;
+    uint16_t space;
     bool tomb;
 };
 
@@ -37,6 +39,8 @@ struct log_host {
     _Atomic uint64_t images_back;
     uint64_t held;             /* slots that the device never gave back, bit set */
     uint64_t side_len;         /* of every value put               */
+    uint16_t space;            /* the same                         */
+    uint64_t cleared[HOST_SPACES]; /* values of a lower version are dead */
     bool refuse;               /* still_wanted says no             */
     char off[256];
 };
@@ -65,6 +69,8 @@ cairn_status host_wait(struct log_host *h, struct host_op *op);
 /* Blocking, on slots from 32 on. put notes the new place. */
 cairn_status host_put(struct log_host *h, uint64_t id, uint32_t len);
 cairn_status host_delete(struct log_host *h, uint64_t id);
+/* Every value put into the space so far is dead. */
+cairn_status host_clear(struct log_host *h, uint16_t space);
 cairn_status host_sync(struct log_host *h);
 /* Loads what the host knows of id and compares every byte: CAIRN_OK means right. Wrong bytes abort.
  * MISS also when the host knows no place. */

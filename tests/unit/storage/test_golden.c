@@ -1,6 +1,9 @@
-/* An image of every format version, made when it was new, that this build must read.
+/* Images of every format version, made when they were new, that this build must read.
  *
- * CAIRN_GOLDEN_MAKE=FILE writes the image of the present version instead; then
+ * golden-v1.log.gz          values, tombstones, a hole, side records, an identity
+ * golden-v1-spaces.log.gz   the same in two spaces, one of which was cleared
+ *
+ * CAIRN_GOLDEN_MAKE=FILE bin/test_storage_golden writes such an image as this build does; then
  * `gzip -9n FILE` and put it under tests/data. An image once committed is never made again. */
 #include <criterion/criterion.h>
 
@@ -17,6 +20,8 @@
 #define HOLE 150u   /* its write failed               */
 #define DEAD 7u     /* every such id was deleted      */
 #define LONG_ID 190u /* two pieces and side records   */
+#define STRINGS 5u  /* every such id is of space 1    */
+#define CLEAR 100u  /* before it space 1 was cleared  */
 
 static uint32_t len_of(uint64_t id)
 {
@@ -27,6 +32,9 @@ static void fill(struct log_host *h, struct cairn_fault_plan *plan, uint64_t fro
 {
     for (uint64_t id = from; id < to; id++) {
         h->side_len = id == LONG_ID ? 333 : 0;
+        h->space = id % STRINGS == 0;
+        if (id == CLEAR)
+            cr_assert_eq(host_clear(h, 1), CAIRN_OK);
         if (id == HOLE) {
             host_sync(h);
             usleep(50000);
@@ -66,7 +74,7 @@ static void count_identity(void *arg, const void *canon, uint32_t len)
         ++*(int *)arg;
 }
 
-static void check(const char *path)
+static void check(const char *path, bool spaces)
 {
     struct log_host h;
     struct cairn_fsck_report r;
@@ -76,14 +84,18 @@ static void check(const char *path)
     cr_assert_eq(cairn_fsck(path, &r, NULL, NULL, NULL, NULL, err, sizeof err), CAIRN_OK, "%s",
                  err);
     cr_assert_eq(r.holes, 1);
+    cr_assert_eq(r.clears, spaces);
+    cr_assert_geq(r.tombstones, VALUES / DEAD);
     cr_assert_geq(r.sealed, 1);
     cr_assert_geq(r.open, 1);
     for (int again = 0; again < 2; again++) {
         host_forget(&h);
         cr_assert_eq(host_open(&h), CAIRN_OK, "%s", h.err);
         for (uint64_t id = 0; id < VALUES; id++) {
-            bool held = id % DEAD != 0 && id != HOLE;
+            bool string = spaces && id % STRINGS == 0;
+            bool held = id % DEAD != 0 && id != HOLE && !(string && id < CLEAR);
             cr_assert_eq(host_get(&h, id), held ? CAIRN_OK : CAIRN_MISS, "key %d", (int)id);
+            cr_assert(!held || h.keys[id].space == string);
             cr_assert(!held || h.keys[id].len == len_of(id));
         }
         h.tier->ops->ident_each(h.tier, count_identity, &identities);
@@ -93,19 +105,29 @@ static void check(const char *path)
     host_fini(&h);
 }
 
-Test(golden, version_1)
+static void read_image(const char *name, bool spaces)
 {
     char path[64], command[512];
+    snprintf(path, sizeof path, "/var/tmp/cairn-golden-%d", (int)getpid());
+    snprintf(command, sizeof command, "gzip -dc '%s/tests/data/%s.log.gz' > %s", CAIRN_SOURCE_DIR,
+             name, path);
+    cr_assert_eq(system(command), 0);
+    check(path, spaces);
+    unlink(path);
+}
+
+Test(golden, version_1)
+{
+    read_image("golden-v1", false);
+}
+
+Test(golden, version_1_spaces)
+{
     const char *file = getenv("CAIRN_GOLDEN_MAKE");
     if (file) {
         make(file);
-        check(file);
-        return;
+        check(file, true);
+    } else {
+        read_image("golden-v1-spaces", true);
     }
-    snprintf(path, sizeof path, "/var/tmp/cairn-golden-%d", (int)getpid());
-    snprintf(command, sizeof command, "gzip -dc '%s/tests/data/golden-v1.log.gz' > %s",
-             CAIRN_SOURCE_DIR, path);
-    cr_assert_eq(system(command), 0);
-    check(path);
-    unlink(path);
 }
