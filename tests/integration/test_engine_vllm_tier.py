@@ -1,11 +1,15 @@
-"""CairnTier under vLLM's own SecondaryTierFactory and TieringOffloadingManager, in the Python of each
-vLLM that is installed. tier_engine.py drives them and judges every row; here are the stores and
-what happens to them."""
+"""CairnTier under vLLM's own SecondaryTierFactory and TieringOffloadingManager, in the Python of
+each vLLM that is installed. tier_engine.py drives them and judges every row; this file has the
+stores, and what happens to them."""
 
+import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -142,6 +146,14 @@ def test_a_reset_starts_anew(drive, place):
     assert answer["hits"] == [0, 6, 0, 6]
 
 
+def test_a_request_may_keep_out(drive, place):
+    uri = embedded(place)
+    for params, hits, rows in (({"write": False}, [0], 0), ({}, [0], 4), ({"read": False}, [0], 4),
+                               ({}, [4], 0), ({"read": 0}, [4], 0)):
+        answer = drive("fill", uri=uri, names=["a"], chunks=4, params={"cairn": params})
+        assert answer["hits"] == hits and answer.get("rows_stored", 0) == rows, (params, answer)
+
+
 def test_versions_do_not_read_each_other_s_rows(drivers, place):
     """What is not seen from the scheduler may differ between versions."""
     hits = {venv: [drivers(venv)("fill", uri=embedded(place), names=["a"], chunks=4)["hits"]
@@ -212,10 +224,49 @@ def test_a_node_that_comes_later(drive, node):
     assert answer["before"] == 0 and answer["hits"] == 4
 
 
-@pytest.mark.parametrize("kind", ["killed", "frozen", "frozen in a load"])
+class Relay:
+    """Between a client and a node's TCP port; answers can be made late."""
+
+    def __init__(self, port):
+        self.target, self.late = port, 0.0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                client, _ = self.listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self.target))
+            for pair, slow in (((client, server), False), ((server, client), True)):
+                threading.Thread(target=self.pump, args=(*pair, slow), daemon=True).start()
+
+    def pump(self, source, sink, slow):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 20):
+                if slow:
+                    time.sleep(self.late)
+                sink.sendall(data)
+        for s in (source, sink):
+            with contextlib.suppress(OSError):
+                s.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("kind", ["killed", "frozen", "frozen in a load", "slow"])
 def test_a_node_that_stops_answering(drive, node, kind):
     """One deadline in all, no call into the tier waits, and hits again when it is back."""
-    drive.begin("faults", uri=f"unix:{node.socket}", pid=node.process.pid, kind=kind)
+    relay = Relay(node.port) if kind == "slow" else None
+    uri = f"tcp://127.0.0.1:{relay.port}" if relay else f"unix:{node.socket}"
+    drive.begin("faults", uri=uri, pid=node.process.pid, kind=kind)
+    if kind == "slow":
+        assert drive.read("do") == "slow"
+        relay.late = 1.0
+        drive.write("done")
+        assert drive.read("do") == "start"
+        relay.late = 0.0
+        drive.write("done")
     if kind == "killed":
         assert drive.read("do") == "start"
         node.kill()
@@ -226,6 +277,7 @@ def test_a_node_that_stops_answering(drive, node, kind):
     # The deadline of a lookup is 0.2 s, of a load 1 s; the machine may be busy.
     slow = [w for w in answer["waits"] if w > 0.15]
     assert len(slow) <= 1 and max(answer["waits"]) < (1.8 if "load" in kind else 0.8), answer
+    assert kind == "killed" or slow, "it was never asked"
     assert not any(answer["gone_hits"]), answer
     assert answer["slowest_ms"] < 500, answer  # the node's own patience is 1 s
     assert answer["hits"] == 5 and answer["back_s"] < 5, answer

@@ -59,8 +59,8 @@ def rows_of(spec):
 
 
 class Request:
-    def __init__(self, keys):
-        self.context = ReqContext(req_id=uuid.uuid4().hex)
+    def __init__(self, keys, params):
+        self.context = ReqContext(req_id=uuid.uuid4().hex, kv_transfer_params=params)
         self.keys, self.begun = keys, time.monotonic()
         self.waited, self.hits, self.new = 0.0, 0, True
         self.loading, self.storing = [], []
@@ -75,7 +75,7 @@ class Engine:
         self.tier = self.manager.secondary_tiers[0]
         self.waiting, self.running, self.slowest, self.wrong = [], [], (0.0, ""), 0
         self.step_seconds, self.steps, self.done, self.events = step, 0, [], 0
-        self.stats = {}
+        self.stats, self.before_loads = {}, None
 
     def call(self, name, *args, of=None):
         begun = time.monotonic()
@@ -83,8 +83,8 @@ class Engine:
         self.slowest = max(self.slowest, (time.monotonic() - begun, name))
         return answer
 
-    def add(self, keys):
-        request = Request(keys)
+    def add(self, keys, params=None):
+        request = Request(keys, params)
         self.call("on_new_request", request.context)
         self.waiting.append(request)
         return request
@@ -143,6 +143,9 @@ class Engine:
                 new.append(request.context.req_id)
                 self.begin(request, hits)
         self.running = [r for r in self.running if self.advance(r, rng)]
+        if self.before_loads and self.manager._pending_load_submissions:
+            self.before_loads()
+            self.before_loads = None
         self.call("on_schedule_end", ScheduleEndContext(new, ()))
         self.events += sum(e.medium.name == "STORAGE" for e in self.call("take_events"))
         stats = self.call("get_stats")
@@ -161,8 +164,8 @@ class Engine:
                 f"{len(self.tier._transfers or ())} calls after {seconds} s")
             self.step(rng, **more)
 
-    def ask(self, keys, rng):
-        request = self.add(keys)
+    def ask(self, keys, rng, params=None):
+        request = self.add(keys, params)
         self.run(rng)
         return request
 
@@ -210,10 +213,10 @@ def plan_storm(uri, seed, steps, **more):
     return engine.report(requests=len(engine.done), hits=hits, longest_s=round(longest, 3))
 
 
-def plan_fill(uri, names, chunks, then="end", **more):
+def plan_fill(uri, names, chunks, then="end", params=None, **more):
     rng = random.Random(0)
     engine = Engine(uri, **more)
-    hits = [engine.ask(prompt(name, chunks), rng).hits for name in names]
+    hits = [engine.ask(prompt(name, chunks), rng, params).hits for name in names]
     if then == "wait":
         told("kill")
     engine.close()
@@ -248,7 +251,7 @@ def plan_configured(uri, model, lora=False):
     import torch
     from vllm.config import KVTransferConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
-    from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
+    from vllm.distributed.kv_transfer.kv_connector.v1 import offloading_connector
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.core.kv_cache_utils import get_kv_cache_configs
     from vllm.v1.kv_cache_interface import FullAttentionSpec
@@ -261,10 +264,12 @@ def plan_configured(uri, model, lora=False):
             kv_connector_extra_config={"spec_name": "TieringOffloadingSpec",
                                        "cpu_bytes_to_use": 64 << 20, "secondary_tiers": [below]}),
     ).create_engine_config()
+    if hasattr(config.cache_config, "get_resolved_kv_cache_layout"):
+        config.cache_config.kv_cache_layout = "LBHNC"  # the engine core says so before
     layers = {f"model.layers.{i}.self_attn.attn": FullAttentionSpec(
         block_size=128, num_kv_heads=3, head_size=64, dtype=torch.bfloat16) for i in range(30)}
     cache, = get_kv_cache_configs(config, [layers], [1 << 30])
-    connector = OffloadingConnector(config, KVConnectorRole.SCHEDULER, cache)
+    connector = offloading_connector.OffloadingConnector(config, KVConnectorRole.SCHEDULER, cache)
     tier, = connector.connector_scheduler.manager.secondary_tiers
     fields = tier._names.identity.fields
     connector.shutdown()
@@ -297,34 +302,25 @@ def plan_faults(uri, pid, kind):
     engine.forget()
     engine.slowest = (0.0, "")
     if kind == "frozen in a load":
-        return frozen_in_a_load(engine, rng, names, pid)
-    os.kill(pid, signal.SIGSTOP if kind == "frozen" else signal.SIGKILL)
+        engine.before_loads = lambda: os.kill(pid, signal.SIGSTOP)
+    elif kind == "frozen":
+        os.kill(pid, signal.SIGSTOP)
+    elif kind == "killed":
+        os.kill(pid, signal.SIGKILL)
+    else:
+        told("slow")
     gone = [engine.ask(prompt(name, 5), rng) for name in names]
     gone += [engine.ask(prompt(f"new {name}", 5), rng) for name in names]
     waits = [round(r.waited, 3) for r in gone]
-    if kind == "frozen":
+    gone_hits = [r.hits for r in gone]
+    if kind.startswith("frozen"):
         os.kill(pid, signal.SIGCONT)
     else:
         told("start")
-    return back(engine, rng, names, kind, waits, [r.hits for r in gone])
+    return back(engine, rng, names, waits, gone_hits)
 
 
-def frozen_in_a_load(engine, rng, names, pid):
-    request = engine.add(prompt(names[1], 5))
-    while not any(c.job.load for c in engine.tier._transfers._calls.values()):
-        if request not in engine.waiting:
-            request = engine.add(prompt(rng.choice(names), 5))
-            engine.forget()
-        engine.step(rng)
-    os.kill(pid, signal.SIGSTOP)
-    engine.run(rng)
-    waits = [round(request.waited, 3)]
-    waits += [round(engine.ask(prompt(f"new {n}", 5), rng).waited, 3) for n in names]
-    os.kill(pid, signal.SIGCONT)
-    return back(engine, rng, names, "frozen", waits, [])
-
-
-def back(engine, rng, names, kind, waits, gone_hits):
+def back(engine, rng, names, waits, gone_hits):
     """Hits again within so many seconds of its return; a killed node has to be filled first."""
     begun, hits = time.monotonic(), 0
     while hits < 5 and time.monotonic() - begun < 10:

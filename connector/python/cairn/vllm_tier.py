@@ -1,5 +1,5 @@
-"""Cairn as a secondary tier of vLLM's own offloading: what falls out of its CPU tier is found again,
-by this engine, after a restart, and by others.
+"""Cairn as a secondary tier of vLLM's own offloading: what falls out of its CPU tier is found
+again, by this engine, after a restart, and by others.
 
     --kv-transfer-config '{"kv_connector": "OffloadingConnector", "kv_role": "kv_both",
         "kv_connector_extra_config": {"spec_name": "TieringOffloadingSpec",
@@ -10,7 +10,7 @@ by this engine, after a restart, and by others.
 Options beside "uri": "domain_key_file" (a file with 1 to 64 secret bytes; without it the public
 domain), "timeout" (seconds a transfer may take beside its bytes, 1), "lookup_timeout" (seconds a
 request waits at most to know what is held, 0.2), "identity" (more fields of the identity, by name),
-"enable_kv_events".
+"enable_kv_events". A request may say kv_transfer_params={"cairn": {"read": false}}, or "write".
 
 All of it runs in the scheduler and nothing here waits: lookups are asked by a thread, rows move in
 the store's own threads. A row is one value, opaque. Any failure is a miss or a row that is not
@@ -95,7 +95,7 @@ class CairnTier(SecondaryTierManager):
         return RequestOffloadingContext()
 
     def lookup(self, key: bytes, req_context: ReqContext) -> LookupResult:
-        if self._transfers is None:
+        if self._transfers is None or not _may(req_context, "read"):
             return LookupResult.MISS
         held = self._lookups.ask(key, req_context.req_id)
         if held is None:
@@ -142,7 +142,8 @@ class CairnTier(SecondaryTierManager):
         offload_keys = list(given.keys)
         job = None
         try:
-            if self._transfers is not None and not self._breaker.open:
+            if (self._transfers is not None and not self._breaker.open
+                    and (load or _may(given.req_context, "write"))):
                 names = self._names
                 keys = names.keys(offload_keys)
                 job = Job(given.job_id, offload_keys, request, load, keys,
@@ -295,6 +296,12 @@ def _options(options: dict[str, Any]) -> tuple[str, float, float]:
     if "workers=" not in uri:
         uri += ("&" if "?" in uri else "?") + f"workers={WORKERS}"
     return uri, times[0], times[1]
+
+
+def _may(request: ReqContext, what: str) -> bool:
+    params = request.kv_transfer_params
+    said = params.get("cairn") if isinstance(params, dict) else None
+    return not (isinstance(said, dict) and said.get(what) is False)
 
 
 def _parents(offload_keys: Sequence[bytes], keys: np.ndarray) -> np.ndarray:
