@@ -172,7 +172,8 @@ def test_chat_and_streams(pair):
 
 @pytest.mark.parametrize("asked", [
     {"prompt": ["one", "two"]}, {"prompt": [[1, 2], [3]]}, {"prompt": []},
-    {"prompt": "one", "prompt_logprobs": 2}, {"prompt": "one", "use_beam_search": True}])
+    {"prompt": "one", "prompt_logprobs": 2}, {"prompt": "one", "use_beam_search": True},
+    {"prompt": "one", "echo": True, "logprobs": 0}])
 def test_what_is_not_handed_over(pair, asked):
     client, prefill, decode = pair()
     assert client.ask("/v1/completions", asked)[0] == 200

@@ -107,6 +107,8 @@ def worth_handing(asked: dict[str, Any], chat: bool) -> bool:
     reads no cache at all."""
     if asked.get("prompt_logprobs") is not None or asked.get("use_beam_search"):
         return False
+    if asked.get("echo") and asked.get("logprobs") is not None:
+        return False
     if chat:
         return True
     prompt = asked.get("prompt")
