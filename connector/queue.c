@@ -1,12 +1,18 @@
-/* Asynchronous calls: jobs for a few worker threads of the store, completions with an eventfd. */
+/* Asynchronous calls: jobs for a few worker threads of the store, completions with an eventfd.
+ *
+ * A large job is run in parts: those of a get by all threads at once, those of a put one after
+ * another, a chain's head first. Somebody waits for a get and nobody for a put, so gets go first,
+ * and puts, which may wait for room, leave one thread to them. */
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/types.h"
 #include "connector/handle.h"
 
 #define QUEUE_JOBS 256u
+#define PART_BYTES (8ull << 20) /* less is not worth another thread */
 
 enum job_kind { JOB_GET, JOB_PUT };
 
@@ -17,8 +23,16 @@ struct job {
     struct cairn_get *gets;
     struct cairn_put *puts;
     size_t count;
+    size_t taken;          /* keys that a thread has or had    */
+    uint64_t part_bytes;   /* of a part, its last key included */
+    uint32_t running;      /* parts that a thread has          */
     uint64_t deadline_ns;
     struct cairn_completion result;
+};
+
+struct part {
+    struct job *job;
+    size_t first, count;
 };
 
 struct job_list {
@@ -29,7 +43,8 @@ struct cairn_pool {
     struct cairn_store *store;
     pthread_mutex_t lock;
     pthread_cond_t work;
-    struct job_list waiting;
+    struct job_list gets, puts; /* of which keys are not taken   */
+    uint32_t putting;           /* threads that have part of one */
     bool closing;
     uint32_t thread_count;
     pthread_t threads[];
@@ -56,6 +71,14 @@ static void push(struct job_list *l, struct job *j)
     l->tail = j;
 }
 
+static void push_first(struct job_list *l, struct job *j)
+{
+    j->next = l->head;
+    l->head = j;
+    if (!l->tail)
+        l->tail = j;
+}
+
 static struct job *pop(struct job_list *l)
 {
     struct job *j = l->head;
@@ -72,15 +95,64 @@ static size_t stored(const struct cairn_put *puts, size_t count)
     return n;
 }
 
-static void run_job(struct cairn_backend *b, struct job *j)
+static uint64_t key_bytes(const struct job *j, size_t i)
+{
+    return cairn_sgl_bytes(j->kind == JOB_GET ? &j->gets[i].out : &j->puts[i].value);
+}
+
+/* The next part that a thread may run; false if there is none. Lock held. */
+static bool take(struct cairn_pool *p, struct part *ret)
+{
+    struct job *j = p->gets.head;
+    if (!j && (p->putting == 0 || p->putting + 1 < p->thread_count))
+        j = p->puts.head;
+    if (!j)
+        return false;
+    *ret = (struct part){.job = j, .first = j->taken};
+    for (uint64_t bytes = 0; j->taken < j->count && bytes < j->part_bytes; ret->count++)
+        bytes += key_bytes(j, j->taken++);
+    j->running++;
+    if (j->kind == JOB_PUT) {
+        pop(&p->puts);
+        p->putting++;
+    } else if (j->taken == j->count) {
+        pop(&p->gets);
+    }
+    return true;
+}
+
+static struct cairn_completion run(struct cairn_backend *b, const struct part *t)
+{
+    const struct job *j = t->job;
+    struct cairn_completion done = {.hits = 0};
+    if (j->kind == JOB_GET) {
+        done.status = b->ops->get(b, j->gets + t->first, t->count, j->deadline_ns, &done.hits);
+    } else {
+        done.status = b->ops->put(b, j->puts + t->first, t->count, j->deadline_ns);
+        done.hits = stored(j->puts + t->first, t->count);
+    }
+    return done;
+}
+
+/* Was it the last part of its job? Lock held. */
+static bool settle(struct cairn_pool *p, const struct part *t, const struct cairn_completion *done)
+{
+    struct job *j = t->job;
+    j->running--;
+    j->result.hits += done->hits;
+    if (!j->result.status)
+        j->result.status = done->status;
+    if (j->kind == JOB_PUT) {
+        p->putting--;
+        if (j->taken < j->count)
+            push_first(&p->puts, j);
+    }
+    return j->taken == j->count && j->running == 0;
+}
+
+static void complete(struct job *j)
 {
     struct cairn_queue *q = j->queue;
-    if (j->kind == JOB_GET) {
-        j->result.status = b->ops->get(b, j->gets, j->count, j->deadline_ns, &j->result.hits);
-    } else {
-        j->result.status = b->ops->put(b, j->puts, j->count, j->deadline_ns);
-        j->result.hits = stored(j->puts, j->count);
-    }
     pthread_mutex_lock(&q->lock);
     push(&q->done, j);
     q->running--;
@@ -95,13 +167,21 @@ static void run_job(struct cairn_backend *b, struct job *j)
 static void *worker(void *arg)
 {
     struct cairn_pool *p = arg;
+    struct part t;
     pthread_mutex_lock(&p->lock);
     for (;;) {
-        struct job *j = pop(&p->waiting);
-        if (j) {
+        if (take(p, &t)) {
+            /* What is left is for another thread: each wakes the next. */
+            if (p->gets.head || p->puts.head)
+                pthread_cond_signal(&p->work);
             pthread_mutex_unlock(&p->lock);
-            run_job(p->store->backend, j);
+            struct cairn_completion done = run(p->store->backend, &t);
             pthread_mutex_lock(&p->lock);
+            if (settle(p, &t, &done)) {
+                pthread_mutex_unlock(&p->lock);
+                complete(t.job);
+                pthread_mutex_lock(&p->lock);
+            }
         } else if (p->closing) {
             break;
         } else {
@@ -206,6 +286,18 @@ int cairn_queue_fd(const cairn_queue *q)
     return q->event_fd;
 }
 
+/* A part of a get is large enough to keep a disk busy, and small enough to share the work evenly. */
+static uint64_t part_bytes(const struct cairn_pool *p, const struct job *j)
+{
+    uint64_t all = 0;
+    if (j->kind == JOB_PUT)
+        return PART_BYTES;
+    for (size_t i = 0; i < j->count; i++)
+        all += key_bytes(j, i);
+    uint64_t part = all / (2 * p->thread_count) + 1;
+    return part < PART_BYTES ? PART_BYTES : part;
+}
+
 static cairn_status submit(cairn_queue *q, struct job job, void *tag)
 {
     if (!q || !cairn_handle_ours(q->store))
@@ -219,12 +311,13 @@ static cairn_status submit(cairn_queue *q, struct job job, void *tag)
     pthread_mutex_unlock(&q->lock);
     if (!j)
         return CAIRN_BUSY;
+    struct cairn_pool *p = q->store->pool;
     *j = job;
     j->queue = q;
     j->result.tag = tag;
-    struct cairn_pool *p = q->store->pool;
+    j->part_bytes = part_bytes(p, j);
     pthread_mutex_lock(&p->lock);
-    push(&p->waiting, j);
+    push(j->kind == JOB_GET ? &p->gets : &p->puts, j);
     pthread_cond_signal(&p->work);
     pthread_mutex_unlock(&p->lock);
     return CAIRN_OK;

@@ -10,7 +10,7 @@ static cairn_queue *queue;
 
 static void setup(void)
 {
-    store_open("");
+    store_open("ram=192MiB");
     cr_assert_eq(cairn_queue_open(store, &queue), CAIRN_OK);
 }
 
@@ -91,4 +91,77 @@ Test(queue, full_is_busy_and_keeps_nothing)
             cr_assert_eq(c[i].status, CAIRN_MISS);
         done += n;
     }
+}
+
+#define LARGE (1u << 20)
+#define MANY 24u /* several parts of a job */
+
+struct batch {
+    struct cairn_iov iov[MANY];
+    struct cairn_put puts[MANY];
+    struct cairn_get gets[MANY];
+};
+
+static void batch_make(struct batch *b, uint8_t *bytes, uint64_t first_key)
+{
+    memset(b, 0, sizeof *b);
+    for (size_t i = 0; i < MANY; i++) {
+        b->iov[i] = (struct cairn_iov){bytes + i * LARGE, LARGE};
+        struct cairn_sgl list = {&b->iov[i], 1, CAIRN_MEM_HOST};
+        b->puts[i] = (struct cairn_put){.key = key_of(first_key + i), .value = list};
+        b->gets[i] = (struct cairn_get){.key = key_of(first_key + i), .out = list};
+    }
+}
+
+static struct cairn_completion next_done(void)
+{
+    struct cairn_completion c;
+    cr_assert_eq(cairn_poll(queue, &c, 1, PATIENCE), 1);
+    return c;
+}
+
+Test(queue, a_large_job_is_done_when_all_of_its_parts_are)
+{
+    static uint8_t bytes[MANY * LARGE], want[MANY * LARGE];
+    static struct batch b;
+    batch_make(&b, bytes, 100);
+    value_fill(want, 1, 1, 0, sizeof want);
+    memcpy(bytes, want, sizeof bytes);
+    cr_assert_eq(cairn_submit_put(queue, b.puts, MANY - 1, PATIENCE, NULL), CAIRN_OK);
+    struct cairn_completion c = next_done();
+    cr_assert_eq(c.status, CAIRN_OK);
+    cr_assert_eq(c.hits, MANY - 1);
+    for (int round = 0; round < 20; round++) {
+        memset(bytes, 0, sizeof bytes);
+        cr_assert_eq(cairn_submit_get(queue, b.gets, MANY, PATIENCE, &b), CAIRN_OK);
+        c = next_done();
+        cr_assert_eq(c.tag, &b);
+        cr_assert_eq(c.status, CAIRN_MISS, "the last key was not put");
+        cr_assert_eq(c.hits, MANY - 1);
+        cr_assert_eq(memcmp(bytes, want, (MANY - 1) * LARGE), 0);
+    }
+}
+
+Test(queue, a_get_does_not_wait_for_puts)
+{
+    static uint8_t bytes[MANY * LARGE], got[LEN];
+    static struct batch b[4];
+    struct cairn_iov out = {got, LEN};
+    struct cairn_get get = {.key = key_of(1), .out = {&out, 1, CAIRN_MEM_HOST}};
+    for (size_t i = 0; i < 4; i++) {
+        batch_make(&b[i], bytes, 100 * i + 100);
+        cr_assert_eq(cairn_submit_put(queue, b[i].puts, MANY, PATIENCE, &b[i]), CAIRN_OK);
+    }
+    cr_assert_eq(cairn_submit_get(queue, &get, 1, PATIENCE, &get), CAIRN_OK);
+    size_t puts_before = 0, puts_after = 0;
+    bool got_it = false;
+    for (size_t i = 0; i < 5; i++) {
+        struct cairn_completion c = next_done();
+        if (c.tag == &get)
+            got_it = true;
+        else
+            *(got_it ? &puts_after : &puts_before) += 1;
+    }
+    cr_assert(got_it);
+    cr_assert_gt(puts_after, 1, "%zu puts came first", puts_before);
 }
