@@ -286,7 +286,7 @@ int cairn_queue_fd(const cairn_queue *q)
     return q->event_fd;
 }
 
-/* A part of a get is large enough to keep a disk busy, and small enough to share the work evenly. */
+/* A part of a get is large enough to keep a disk busy, small enough to share the work evenly. */
 static uint64_t part_bytes(const struct cairn_pool *p, const struct job *j)
 {
     uint64_t all = 0;
