@@ -30,7 +30,7 @@ os.environ.setdefault("PYTHONHASHSEED", "0")
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-HEADS, HEAD_SIZE = 1, 32
+HEADS, HEAD_SIZE = 1, 64
 SLOT = HEADS * 2 * HEAD_SIZE * 2 // 8  # uint64 a token and layer
 VOCABULARY = 1000
 MASK = (1 << 64) - 1
@@ -340,7 +340,9 @@ class Harness:
         self.worker.handle_preemptions(output.kv_connector_metadata)
         model.update(output)
         if not output.total_num_scheduled_tokens:
-            return KVConnectorModelRunnerMixin.kv_connector_no_forward(output, self.config)
+            ran = KVConnectorModelRunnerMixin.kv_connector_no_forward(output, self.config)
+            self._count(ran.kv_connector_output and ran.kv_connector_output.kv_connector_stats)
+            return ran
         with set_forward_context(None, self.config), \
                 KVConnectorModelRunnerMixin.maybe_get_kv_connector_output(output) as told:
             sampled, wrong = model.forward(output)
@@ -461,7 +463,16 @@ class Harness:
         return {"seed": self.o.seed, "steps": self.steps, "requests": self.count,
                 "finished": self.finished, "aborted": self.aborted, "preempted": self.preempted,
                 "failed_loads": self.failed_steps, "resets": self.resets, "flips": self.flips,
-                "tokens_checked": self.model.checked, "hits": self.promised, **self.counted}
+                "tokens_checked": self.model.checked, "hits": self.promised, **self.counted, "store_misses": self.misses()}
+
+    def misses(self) -> dict[str, int]:
+        """What the store itself counted, by cause."""
+        from cairn import _vllm_store
+        store = _vllm_store.acquire(self.o.uri)
+        try:
+            return {k: v for k, v in store.stats().get("misses", {}).items() if v}
+        finally:
+            _vllm_store.release(self.o.uri)
 
 
 def main() -> int:
