@@ -6,55 +6,34 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/tokens.h"
 #include "transport/wire.h"
 
 #define TOKENS_FILE_MAX (256u << 20)
 #define DOMAIN_KEY_MAX 64u
 #define EXTRAS_MAX 256u
 
-/* Numbers separated by anything a list has between them. */
-static uint32_t *parse_text(const char *path, const char *text, size_t *ret_count)
+static uint32_t *parse_text(const char *path, const char *text, size_t len, size_t *ret_count)
 {
-    uint32_t *tokens = malloc((strlen(text) / 2 + 1) * sizeof *tokens);
-    size_t n = 0;
-    for (const char *p = text; tokens && *p;) {
-        if (isspace((unsigned char)*p) || *p == ',' || *p == '[' || *p == ']') {
-            p++;
-            continue;
-        }
-        char *end;
-        errno = 0;
-        unsigned long long v = strtoull(p, &end, 10);
-        if (!isdigit((unsigned char)*p) || errno || v > UINT32_MAX) {
-            cli_fail(2, "'%.*s' in '%s' is not a token id: give numbers from 0 to %u, separated by "
-                     "spaces, lines or commas, or name the tokenizer of a text with --tokenizer",
-                     (int)strcspn(p, " ,]\n\t\r"), p, path, UINT32_MAX);
-            free(tokens);
-            return NULL;
-        }
-        tokens[n++] = (uint32_t)v;
-        p = end;
-    }
-    *ret_count = n;
+    const char *bad;
+    uint32_t *tokens = tokens_of_text(text, len, ret_count, &bad);
+    if (!tokens && bad && strlen(text) < len)
+        cli_fail(2, "'%s' holds a zero byte, so it is no text: say --binary if it holds 32-bit "
+                 "numbers", path);
+    else if (!tokens && bad)
+        cli_fail(2, "'%.*s' in '%s' is not a token id: give numbers from 0 to %u, separated by "
+                 "spaces, lines or commas, or name the tokenizer of a text with --tokenizer",
+                 (int)strcspn(bad, " ,]\n\t\r"), bad, path, UINT32_MAX);
     return tokens;
 }
 
-static uint32_t *parse_binary(const char *path, const unsigned char *raw, size_t len,
-                              size_t *ret_count)
+static uint32_t *parse_binary(const char *path, const void *raw, size_t len, size_t *ret_count)
 {
-    if (len % 4) {
-        cli_fail(2, "'%s' holds %zu bytes, not a whole number of 32-bit tokens: check --binary",
-                 path, len);
-        return NULL;
-    }
-    uint32_t *tokens = calloc(len / 4 + 1, 4);
-    for (size_t i = 0; tokens && i < len / 4; i++) {
-        const unsigned char *b = raw + 4 * i;
-        tokens[i] = (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 |
-                    (uint32_t)b[3] << 24;
-    }
-    *ret_count = len / 4;
-    return tokens;
+    if (len % 4 == 0)
+        return tokens_of_binary(raw, len, ret_count);
+    cli_fail(2, "'%s' holds %zu bytes, not a whole number of 32-bit tokens: check --binary", path,
+             len);
+    return NULL;
 }
 
 static uint32_t *read_tokens(const struct prompt_options *o, const char *path, size_t *ret_count)
@@ -63,7 +42,7 @@ static uint32_t *read_tokens(const struct prompt_options *o, const char *path, s
     if (o->tokenizer[0]) {
         char *text = tokenize(o->tokenizer, path);
         if (text)
-            tokens = parse_text(path, text, ret_count);
+            tokens = parse_text(path, text, strlen(text), ret_count);
         free(text);
         return tokens;
     }
@@ -72,11 +51,14 @@ static uint32_t *read_tokens(const struct prompt_options *o, const char *path, s
     if (!raw)
         return NULL;
     if (o->binary) {
-        tokens = parse_binary(path, (const unsigned char *)raw, len, ret_count);
+        tokens = parse_binary(path, raw, len, ret_count);
     } else {
-        char *text = strndup(raw, len);
-        if (text)
-            tokens = parse_text(path, text, ret_count);
+        char *text = malloc(len + 1);
+        if (text) {
+            memcpy(text, raw, len);
+            text[len] = 0;
+            tokens = parse_text(path, text, len, ret_count);
+        }
         free(text);
     }
     free(raw);
