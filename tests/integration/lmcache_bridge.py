@@ -6,6 +6,7 @@ import json
 import random
 import select
 import time
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ def name(rng, **more):
                         "kv_rank": 0x01000100, **more})
 
 
+@lru_cache(256)
 def content(key, size):
     """Of a chunk: told by its name and size, so that every byte read can be checked."""
     return np.frombuffer(random.Random(f"{key} {size}").randbytes(size), np.uint8)

@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("lmcache", reason="lmcache is not installed: tests/run engine installs it")
 
 import cairn  # noqa: E402
+import lmcache_engine  # noqa: E402
 from cairn.lmcache import CairnClient  # noqa: E402
 from lmcache_bridge import (IDENTITY, Bridge, adapter_json, loaded, memory, name,  # noqa: E402
                             objects, right)
@@ -214,3 +215,114 @@ def test_lmcache_s_own_bench(node):
     with cairn.open(f"unix:{node.socket}") as store:
         figures = store.stats()
     assert figures["put"]["stored"] >= 16 and figures["get"]["hits_ram"] >= 16
+
+
+# --- LMCache's server, and vLLM with LMCache's connector ---
+
+CHUNK = 256
+CHUNKS = 6
+
+
+@pytest.fixture(scope="module")
+def words():
+    """Token ids of the document, made once by the tokenizer of the model."""
+    from transformers import AutoTokenizer
+
+    assert (MODEL / "config.json").exists(), f"{MODEL} is missing: tests/run engine makes it"
+    return AutoTokenizer.from_pretrained(MODEL)(DOCUMENT.read_text())["input_ids"]
+
+
+@pytest.fixture
+def processes():
+    """Kills what a test leaves."""
+    started = []
+    yield started
+    for one in started:
+        one.kill()
+
+
+def stored_node(node):
+    node.start("--ram=256MiB", "--disk=512MiB", f"--disk-path={node.place}")  # segments of 16 MiB
+    return node
+
+
+def figures(node):
+    with cairn.open(f"unix:{node.socket}") as store:
+        return store.stats()
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def flip_one_chunk(node):
+    """A bit of a value on disk, in a sealed segment: so that it is still found."""
+    cli = node.program.parent / "cairn"
+    dump = subprocess.run([cli, "fsck", "--json", "--quiet", "--dump", node.place], check=True,
+                          capture_output=True, text=True).stdout.splitlines()
+    records = [r for r in map(json.loads, dump) if r.get("what") == "record"]
+    assert len(records) == CHUNKS
+    chosen = min(records, key=lambda r: (r["segment"], r["block"]))
+    with (node.place / "cairn.log").open("r+b") as log:
+        log.seek((chosen["block"] + 1) * 4096 + random.randrange(chosen["value_len"]))
+        old = log.read(1)[0]
+        log.seek(-1, os.SEEK_CUR)
+        log.write(bytes([old ^ 16]))
+
+
+def test_a_real_engine_loses_nothing(new_node, processes, place, words):
+    """What it computed is found behind a restart of LMCache's server, bit for bit; damage and a
+    lost node cost a recomputation."""
+    node = stored_node(new_node())
+    ports = [node.free_port(), node.free_port()]
+    config = adapter_json(f"unix:{node.socket}", timeout=3)
+
+    def server():
+        processes.append(lmcache_engine.Server(config, *ports, place / "server.log"))
+        return processes[-1]
+
+    first = server()
+    engine = lmcache_engine.Engine(MODEL, ports[0], place / "engine.log")
+    processes.append(engine)
+    prompt = words[:CHUNKS * CHUNK + 60]
+    assert engine.answer(prompt)["cached"] == 0
+    own = engine.answer(prompt)
+    assert own["cached"] == CHUNKS * CHUNK, "the engine's own prefix cache"
+    until(lambda: figures(node)["put"]["stored"] == CHUNKS)
+    engine.reset()
+
+    first.kill()
+    second = server()
+    until(lambda: second.said().count("Registered non-GPU context") == 2)
+    engine.reset()
+    found = engine.answer(prompt)
+    assert found["cached"] == CHUNKS * CHUNK
+    assert found["logprobs"] == own["logprobs"] and found["text"] == own["text"]
+    assert figures(node)["get"]["hits_ram"] == CHUNKS, "LMCache's own memory was empty"
+
+    assert node.stop() == 0
+    flip_one_chunk(node)
+    stored_node(node)
+    engine.reset()
+    damaged = engine.answer(prompt)
+    assert damaged["cached"] < CHUNKS * CHUNK and damaged["text"] == own["text"]
+    told = figures(node)
+    assert told["misses"]["checksum"] + told.get("client", told)["misses"]["checksum"] == 1
+
+    node.kill()
+    engine.reset()
+    alone = engine.answer(prompt)
+    assert alone["text"] == own["text"]
+    stored_node(node)
+    engine.reset()
+    for _ in range(20):  # until the adapter has found the node again
+        if engine.answer(prompt)["cached"]:
+            break
+        time.sleep(0.5)
+        engine.reset()
+    back = engine.answer(prompt)
+    assert back["cached"] == CHUNKS * CHUNK and back["text"] == own["text"]
+    assert "Traceback" not in second.said()
