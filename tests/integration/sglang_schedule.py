@@ -1,6 +1,6 @@
 """Random schedules of what SGLang's threads do with their storage, against an oracle.
 
-What a page must hold is a function of its name and of what made it (the engine's weights, the rank),
+What a page must hold is a function of its name and of what made it (the weights, the rank),
 so every byte that a get calls good can be judged without knowing what was stored, lost or refused.
 Each rank has three threads, as in SGLang: two that load and one that saves, each with host pages of
 its own, which nobody else may touch."""

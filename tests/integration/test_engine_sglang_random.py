@@ -10,7 +10,7 @@ import pytest
 import sglang_pools as sg
 import sglang_schedule as schedule
 from sglang.srt.environ import envs
-from test_engine_sglang import attach  # noqa: F401, a fixture
+from test_engine_sglang import attach  # noqa: F401
 
 pytestmark = pytest.mark.timeout(600)
 SEEDS = [int(s) for s in os.environ.get("CAIRN_TEST_SEED", "").split(",") if s]
@@ -36,7 +36,7 @@ def shape_of(rng, mla, layers=3):
     return shape
 
 
-def make_ranks(attach, shape, uri, count, faults=0.0):  # noqa: F811
+def make_ranks(attach, shape, uri, count, faults=0.0):
     return [schedule.Rank(shape, r, count, attach, uri, faults) for r in range(count)]
 
 
@@ -73,7 +73,7 @@ def told(workers, ranks):
 
 
 @pytest.mark.parametrize("mla", [False, True])
-def test_in_memory(attach, rng, steps, mla):  # noqa: F811
+def test_in_memory(attach, rng, steps, mla):
     ranks = make_ranks(attach, shape_of(rng, mla), "embedded:?ram=64MiB", 1)
     changes = [weights_of(rng, ranks), clear_of(ranks), restart_of(ranks), lambda: None]
     workers = schedule.run(rng, ranks, steps, changes, every=0.5)
@@ -82,7 +82,7 @@ def test_in_memory(attach, rng, steps, mla):  # noqa: F811
 
 
 @pytest.mark.parametrize("mla", [False, True])
-def test_calls_that_fail_and_dawdle(attach, rng, steps, mla):  # noqa: F811
+def test_calls_that_fail_and_dawdle(attach, rng, steps, mla):
     """SGLang's own faults around, and a failing store below."""
     with envs.SGLANG_TEST_HICACHE_BACKEND_RANDOM_FAILURE.override(0.1), \
             envs.SGLANG_TEST_HICACHE_BACKEND_RANDOM_DELAY.override(0.002):
@@ -95,7 +95,7 @@ def test_calls_that_fail_and_dawdle(attach, rng, steps, mla):  # noqa: F811
 
 
 @pytest.mark.parametrize("mla", [False, True])
-def test_a_log_whose_bits_flip(attach, place, rng, steps, mla):  # noqa: F811
+def test_a_log_whose_bits_flip(attach, place, rng, steps, mla):
     """A RAM too small for the pages, and a disk that changes bytes under them."""
     uri = f"embedded://{place}?ram=16MiB&disk=64MiB&write=through"
     ranks = make_ranks(attach, (mla, "page_first", 64, 24), uri, 1)
@@ -120,7 +120,7 @@ def test_a_log_whose_bits_flip(attach, place, rng, steps, mla):  # noqa: F811
 
 
 @pytest.mark.parametrize("mla, scheme", [(False, "unix"), (True, "unix"), (True, "tcp")])
-def test_ranks_over_a_node_that_comes_and_goes(attach, new_node, rng, steps, mla, scheme):  # noqa: F811
+def test_ranks_over_a_node_that_comes_and_goes(attach, new_node, rng, steps, mla, scheme):
     node = new_node().start()
     uri = f"unix:{node.socket}" if scheme == "unix" else f"tcp://127.0.0.1:{node.port}"
     ranks = make_ranks(attach, shape_of(rng, mla), uri, 2)
