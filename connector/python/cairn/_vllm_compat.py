@@ -13,6 +13,13 @@ FAILED_REQUESTS_CAN_BE_TOLD = hasattr(base, "KVConnectorTransferResults")
 """A load of a model with several KV groups may fail: block ids cannot say so there."""
 
 
+def hit_sources(tokens: int, near: bool) -> dict[Any, int]:
+    """Newer versions ask where KV came from: what is leased is in this machine's memory."""
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+    source = CacheHitSource.HOST if near else CacheHitSource.EXTERNAL_UNSPECIFIED
+    return {source: tokens} if tokens else {}
+
+
 def block_table(output: SchedulerOutput, request: str,
                 kept: list[list[int]]) -> list[list[int]]:
     """The blocks of a request in this step. Newer versions tell; where they do not, what was told

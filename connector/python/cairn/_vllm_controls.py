@@ -49,8 +49,18 @@ class Controls:
 
     def tail(self, tokens: int, chunk_tokens: int) -> int:
         """The tokens of a whole prompt whose last chunk is not full, if that was saved too."""
-        whole = self.has_tail and self.tokens == tokens == self.readable(tokens)
-        return tokens if whole and tokens % chunk_tokens else 0
+        return tokens if self.has_tail and self.whole(tokens) and tokens % chunk_tokens else 0
+
+    def whole(self, tokens: int) -> bool:
+        """Whether another engine has saved all of a prompt of so many tokens."""
+        return self.handed and self.tokens == tokens == self.readable(tokens)
+
+    def told(self, request: Request, chunk_tokens: int) -> dict[str, Any] | None:
+        """What the answer says to the engine that goes on with this prompt."""
+        if not self.handoff or not self.write:
+            return None
+        tokens = request.num_prompt_tokens
+        return {"cairn": {"tokens": tokens, "tail": tokens % chunk_tokens > 0}}
 
     def writable(self, request: Request, computed: int, options: Options) -> int:
         """How many of the tokens computed may be saved. Of tokens that are sampled but not yet

@@ -42,6 +42,7 @@ class Question:
     tail_leased: bool = False
     lease: Any = None
     dropped: bool = False
+    counted: bool = False
 
     def stale(self) -> bool:
         return self.done.is_set() and time.monotonic() - self.answered > FRESH_SECONDS

@@ -83,6 +83,12 @@ class Saves:
                 (torn if save.refused else whole).append(save.transfer)
         return whole, torn
 
+    def hold_alone(self) -> bool:
+        """Whether a block is referenced by nobody else any more."""
+        assert self.pool is not None
+        blocks = self.pool.blocks
+        return any(blocks[b].ref_cnt == 1 for s in self._flying.values() for b in s.pinned)
+
     def _remember(self, transfer: Transfer, when: float) -> None:
         for key in transfer.keys:
             self._known[key[0].tobytes()] = when

@@ -38,6 +38,7 @@ logger = init_logger("vllm.cairn")
 
 WAIT_SECONDS = 0.0003  # for one lookup
 STEP_WAIT_SECONDS = 0.001  # for all lookups of a step
+HEAR_SECONDS = 2.0  # for the workers' first words
 TAIL_SECONDS = 0.2  # that the parts of a prefill elsewhere may still be on their way
 SMALL_SHARE = 0.05  # of a step: a load that takes no more than this need not be asynchronous
 SMALL_SECONDS = 0.002
@@ -57,6 +58,8 @@ class Tracked:
     failed: bool = False  # a second promise could fail the same way, for ever
     saved: int = 0  # chunks from the start that need no save any more
     looked: float = 0.0  # when `saved` was heard
+    local: int = 0  # tokens that the engine held itself, and what it was promised
+    tail_save: int = 0  # of the page that its next token is written to
     blocks: list[list[int]] = field(default_factory=list)
 
 
@@ -80,24 +83,30 @@ class SchedulerSide:
         self.names: Names | None = None
         self._lookups: Lookups | None = None
         self._ranks: list[Described] = []
+        self._heard_by: float | None = None  # when nobody waits for the workers' words any more
+        self.near = not options.uri.startswith("tcp:")
         self._saves = Saves(self._world, self._options.inflight)
         self._events = Events(config)
         self._tracked: dict[str, Tracked] = {}
         self._last_id = 0
         self._begin: list[Transfer] = []  # loads of the next step
         self._loads: dict[int, tuple[Tracked, Question | None, int]] = {}  # and ranks to hear of
-        self._fence: list[int] = []
         self._waited = 0.0
         self._step_seconds = 0.0
         self._last_step = 0.0
         self._stats = Stats()
         self._epoch = ""
+        # Steps are planned before the one before is known to have failed.
+        self._ahead = bool(getattr(config.scheduler_config, "async_scheduling", False))
         self._clean = True  # what the engine holds was computed by the weights of this epoch
 
     # --- what the workers say of themselves ---
 
     def set_described(self, metadata: Iterable[Any]) -> None:
         ranks = sorted((m for m in metadata if isinstance(m, Described)), key=lambda m: m.rank)
+        if not ranks or self._heard_by == 0.0:
+            return
+        self._heard_by = 0.0
         why = self._unfit(ranks)
         if why is None:
             try:
@@ -157,6 +166,7 @@ class SchedulerSide:
     # --- what a request is promised ---
 
     def on_new_request(self, request: Request) -> None:
+        self._clean = self._clean or self._emptied()
         tracked = self._track(request)
         if tracked is not None:
             self._ask(tracked, self._local_hit(request))
@@ -192,9 +202,11 @@ class SchedulerSide:
         assert self.names is not None and self._lookups is not None
         size = self.names.chunk_tokens
         # The last token is always computed: its output is what was asked for.
-        readable = tracked.controls.readable(tracked.request.num_tokens - 1)
-        tail = tracked.controls.tail(tracked.request.num_tokens, size)
-        last = (tail or readable) // size
+        tokens, controls = tracked.request.num_tokens, tracked.controls
+        readable = controls.readable(tokens - 1)
+        tail = controls.tail(tokens, size)
+        # Of a prompt that was prefilled elsewhere the engine takes all, and computes it again.
+        last = (tokens if controls.whole(tokens) else readable) // size
         self._let_go(tracked)
         tracked.asked = tracked.asked or time.monotonic()
         tracked.question = self._lookups.ask(Question(
@@ -202,6 +214,11 @@ class SchedulerSide:
             read=tracked.controls.read, tail=tail))
 
     def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
+        known = self._tracked.get(request.request_id)
+        if known is not None:
+            known.local = computed
+        if self._heard_by != 0.0 and self._wait_to_hear():
+            return None, False
         tracked = self._track(request)
         if tracked is None or tracked.failed or tracked.loading or not tracked.controls.read:
             return 0, False
@@ -209,8 +226,10 @@ class SchedulerSide:
         tracked.promise = None
         question = tracked.question
         size = self.names.chunk_tokens
+        tracked.local = computed
+        # The engine's own hit may have become shorter since the question was asked.
         if question is None or question.stale() or (
-                question.done.is_set() and computed // size < question.first < question.last):
+                question.done.is_set() and computed // size < question.first):
             self._ask(tracked, computed)
             question = tracked.question
         assert question is not None
@@ -222,7 +241,8 @@ class SchedulerSide:
         self._stats.add("lookup_seconds", seconds)
         if answered is None:
             return None, False
-        self._stats.add("lookups", 1)
+        self._stats.add("lookups", not question.counted)
+        question.counted = True
         if not answered:
             tracked.failed = True
             return 0, False
@@ -232,6 +252,12 @@ class SchedulerSide:
             self._ask(tracked, computed)
             return None, False
         return self._promise(tracked, question, computed)
+
+    def _wait_to_hear(self) -> bool:
+        """The first step brings what the workers say, where it did not come at start."""
+        now = time.monotonic()
+        self._heard_by = self._heard_by or now + HEAR_SECONDS
+        return now < self._heard_by
 
     def _on_its_way(self, tracked: Tracked, question: Question) -> bool:
         """What another engine has promised may become visible a moment after its answer."""
@@ -250,24 +276,30 @@ class SchedulerSide:
         last = question.first + question.leased
         end = question.tail if question.tail_leased else last * size
         if end <= computed:
-            self._let_go(tracked)
+            # Until it is stale the answer stands, should the engine ask again.
+            question.leased, question.tail_leased = 0, False
+            self._drop(question)
             return 0, False
         first = computed // size
         keys = tracked.chain.upto(last)[first:]
         if question.tail_leased:
             keys = np.concatenate([keys, tracked.chain.tail(end)])
-        wait = not question.tail_leased and self._small(len(keys))
+        wait = end < tracked.request.num_tokens and self._small(len(keys))
         tracked.promise = Promise(computed, end, first, keys, wait)
         return end - computed, not wait
 
     def _small(self, chunks: int) -> bool:
-        """Whether the step had better wait for a load of so many chunks."""
-        if self._groups > 1 or self._options.load == "async":
+        """Whether the step had better wait for a load of so many chunks. What fails then may have
+        been taken by others from the engine's own cache: so only of a store in this process, whose
+        leased values cannot go."""
+        if self._groups > 1 or self._ahead or self._options.load == "async":
             return False
-        rate = min(r.copy_rate for r in self._ranks)
         if self._options.load == "sync":
             return True
-        seconds = chunks * self.chunk_bytes() / self._world / rate if rate > 0 else 1.0
+        rate = min(r.copy_rate for r in self._ranks)
+        if rate <= 0 or not self._options.embedded or self._ranks[0].link:
+            return False
+        seconds = chunks * self.chunk_bytes() / rate
         return seconds < max(SMALL_SECONDS, SMALL_SHARE * self._step_seconds)
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, tokens: int) -> None:
@@ -287,6 +319,7 @@ class SchedulerSide:
         self._stats.add("lookup_hits", 1)
         self._stats.add("hit_tokens", tokens)
         tracked.loading = True
+        tracked.local = promise.end
         self._loads[load.id] = tracked, question, self._world
         self._begin.append(load)
 
@@ -311,8 +344,7 @@ class SchedulerSide:
         self._last_step = 0.0 if idle else now
         self._waited = 0.0
         loads, self._begin = self._begin, []
-        fence, self._fence = self._fence, []
-        step = Step(loads=loads, fence=fence, epoch=self._epoch, idle=idle)
+        step = Step(loads=loads, epoch=self._epoch, idle=idle)
         if self.names is not None:
             try:
                 self._plan(output, step)
@@ -321,38 +353,70 @@ class SchedulerSide:
         return step
 
     def _plan(self, output: SchedulerOutput, step: Step) -> None:
+        seen: list[tuple[Tracked, int]] = []
         for new in output.scheduled_new_reqs:
             tracked = self._tracked.get(new.req_id)
             if tracked:
                 tracked.blocks = [list(ids) for ids in new.block_ids]
-                self._plan_request(tracked, new.num_computed_tokens, output, step)
+                seen.append((tracked, new.num_computed_tokens))
         cached = output.scheduled_cached_reqs
         for i, name in enumerate(cached.req_ids):
             tracked = self._tracked.get(name)
             if tracked:
-                more = cached.new_block_ids[i]
+                more = cached.new_block_ids[i] or ()
                 if name in cached.resumed_req_ids:
-                    tracked.blocks = [list(ids) for ids in more or ()]
+                    tracked.blocks = [list(ids) for ids in more]
+                    seen.append((tracked, cached.num_computed_tokens[i]))
                 else:
-                    for known, ids in zip(tracked.blocks, more or ()):
+                    for known, ids in zip(tracked.blocks, more):
                         known.extend(ids)
-                self._plan_request(tracked, cached.num_computed_tokens[i], output, step)
+                    tracked.local = cached.num_computed_tokens[i]
+                    seen.append((tracked, tracked.local))
+        step.fence = [t.tail_save for t, _ in seen if t.tail_save]
+        for tracked, _ in seen:
+            tracked.tail_save = 0
+        assert self.names is not None
+        block = max(self.names.block_tokens)
+        if any(computed - tracked.local >= block for tracked, computed in seen):
+            return  # another connector loads for this step: what it computes may be wrong yet
+        for tracked, computed in seen:
+            self._plan_request(tracked, computed, output, step)
 
     def _plan_request(self, tracked: Tracked, computed: int, output: SchedulerOutput,
                       step: Step) -> None:
-        name = tracked.request.request_id
-        end = computed + output.num_scheduled_tokens.get(name, 0)
-        limit = tracked.controls.writable(tracked.request, end, self._options)
-        names = tracked.chain.names
-        chunks = limit // names.chunk_tokens
-        if chunks <= tracked.saved or names is not self.names or not self._clean:
+        names, name = tracked.chain.names, tracked.request.request_id
+        if names is not self.names or not self._clean:
             return
-        first, tracked.saved = tracked.saved, chunks
-        keys = tracked.chain.upto(chunks)
-        wanted = ~self._saves.known(keys[first:], tracked.looked)
+        end = computed + output.num_scheduled_tokens.get(name, 0)
+        chunks = (tracked.controls.writable(tracked.request, end, self._options)
+                  // names.chunk_tokens)
         table = block_table(output, name, tracked.blocks)
-        for at, end_at in _runs(wanted):
-            self._save(tracked, keys, first + at, first + end_at, table, step)
+        if chunks > tracked.saved:
+            first, tracked.saved = tracked.saved, chunks
+            keys = tracked.chain.upto(chunks)
+            wanted = ~self._saves.known(keys[first:], tracked.looked)
+            for at, end_at in _runs(wanted):
+                self._save(tracked, keys, first + at, first + end_at, table, step)
+        if tracked.controls.handoff and computed < tracked.request.num_prompt_tokens <= end:
+            self._save_tail(tracked, table, step)
+
+    def _save_tail(self, tracked: Tracked, table: list[list[int]], step: Step) -> None:
+        """The last, partial page of a prompt, for the engine that goes on with it."""
+        names, tokens = tracked.chain.names, tracked.request.num_prompt_tokens
+        first = tokens // names.chunk_tokens
+        if tokens % names.chunk_tokens == 0 or not tracked.controls.write:
+            return
+        keys = tracked.chain.tail(tokens)
+        if not self._saves.room(self.chunk_bytes()):
+            self._saves.skipped += 1
+            return
+        blocks = [np.asarray(ids[first * names.chunk_tokens // size:-(-tokens // size)], np.int64)
+                  for ids, size in zip(table, names.block_tokens)]
+        save = Transfer(self._next_id(), tracked.request.request_id, keys, blocks,
+                        parents=tracked.chain.parents(first))
+        self._saves.begin(save, self.chunk_bytes())
+        step.saves.append(save)
+        tracked.tail_save = save.id
 
     def _save(self, tracked: Tracked, keys: np.ndarray, first: int, last: int,
               table: list[list[int]], step: Step) -> None:
@@ -381,6 +445,7 @@ class SchedulerSide:
         report = output.kv_connector_worker_meta
         if not isinstance(report, Report):
             report = Report()
+        self.set_described(report.described)
         for name in report.failed:
             tracked = self._tracked.get(name)
             if tracked:
@@ -391,11 +456,26 @@ class SchedulerSide:
         whole, torn = self._saves.ended(report.ended, report.refused)
         self._events.ended(whole, torn)
         if output.invalid_block_ids:
+            self._forget_blocks(output.invalid_block_ids)
             # What was computed beside a failed load is computed again, and was not saved.
             for save in torn:
                 tracked = self._tracked.get(save.request)
                 if tracked:
                     tracked.saved = 0
+
+    def _forget_blocks(self, bad: set[int]) -> None:
+        """Takes blocks that did not arrive, and what was computed from them, out of the engine's
+        own cache: their request may end before it has computed them again."""
+        pool = self._saves.pool
+        if pool is None or self._groups > 1:
+            return
+        wrong = {b for b in bad if 0 < b < len(pool.blocks)}
+        for tracked in self._tracked.values():
+            for ids in tracked.blocks:
+                first = next((i for i, b in enumerate(ids) if b in bad), None)
+                if first is not None:
+                    wrong.update(b for b in ids[first:] if b)
+        pool.evict_blocks(wrong)
 
     def _load_ended(self, number: int, ranks: int) -> None:
         if number not in self._loads:
@@ -411,12 +491,16 @@ class SchedulerSide:
         """Whether the engine must go on stepping to hear of what is on its way."""
         return len(self._saves) > 0
 
+    def frees(self) -> bool:
+        """Whether blocks will come free when saves end, so that the engine need not preempt."""
+        return self._saves.hold_alone()
+
     def finished(self, request: Request) -> dict[str, Any] | None:
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is None:
             return None
         self._let_go(tracked)
-        return None
+        return tracked.controls.told(request, tracked.chain.names.chunk_tokens)
 
     def reset(self) -> bool:
         """What the engine asks for when its weights have changed under it: from here on nothing
@@ -434,6 +518,12 @@ class SchedulerSide:
             logger.warning("cairn: the engine could not empty its own prefix cache, so nothing is "
                            "saved until it is reset again")
         return True
+
+    def _emptied(self) -> bool:
+        """Whether no block of the engine holds anything that was computed before."""
+        pool = self._saves.pool
+        return pool is None or (pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
+                                and not len(pool.cached_block_hash_to_block))
 
     def take_stats(self) -> Stats:
         stats, self._stats = self._stats, Stats()

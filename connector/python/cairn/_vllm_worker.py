@@ -79,6 +79,7 @@ class WorkerSide:
         self._failed: set[str] = set()
         self._bad_blocks: set[int] = set()
         self._report = Report()
+        self._told = False  # what self._described says
         self._stats = Stats()
         if refusal(config) is None:
             self._open()
@@ -211,6 +212,10 @@ class WorkerSide:
 
     def build_connector_worker_meta(self) -> Report | None:
         report, self._report = self._report, Report()
+        if not self._told:
+            self._told = True
+            report.described.append(self._described)
+            return report
         return report if report.ended or report.failed or report.refused else None
 
     def get_kv_connector_stats(self) -> Stats | None:

@@ -27,6 +27,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorBase_V
                                                                KVConnectorRole, SupportsHMA)
 from vllm.logger import init_logger
 
+from ._vllm_compat import hit_sources
 from ._vllm_metrics import PromMetrics, Stats
 from ._vllm_options import options_of
 from ._vllm_scheduler import SchedulerSide
@@ -218,6 +219,10 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
                                  num_external_tokens: int) -> None:
         self.scheduler.allocated(request, blocks, num_external_tokens)
 
+    def get_external_cache_hit_sources(self, request: Request,
+                                       num_external_tokens: int) -> dict[Any, int]:
+        return hit_sources(num_external_tokens, self.scheduler.near)
+
     @_answers(Step)
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         return self.scheduler.build(scheduler_output)
@@ -242,7 +247,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_answers(False)
     def has_pending_block_frees(self) -> bool:
-        return self.scheduler.busy()
+        return self.scheduler.frees()
 
     @_answers(list)
     def take_events(self) -> Iterable[Any]:

