@@ -40,8 +40,9 @@ static cairn_status open_tables(struct cairn_vault *v)
     v->evict_list = cairn_malloc(VAULT_EVICT_MAX * sizeof *v->evict_list);
     v->drops = drops_open();
     v->forgotten = v->o.path ? forgotten_open(v->o.disk_bytes) : NULL;
+    v->doubted = v->o.path ? forgotten_open(0) : NULL;
     if (!v->slots || !v->ops || !v->evict_list || !v->drops ||
-        (v->o.path && !v->forgotten))
+        (v->o.path && !(v->forgotten && v->doubted)))
         return CAIRN_NOMEM;
     const struct slot_list empty = {CAIRN_SLOT_NONE, CAIRN_SLOT_NONE};
     v->free = v->dirty = v->flying = v->ready = empty;
@@ -66,6 +67,7 @@ static void free_tables(struct cairn_vault *v)
     cairn_extents_destroy(v->extents);
     drops_close(v->drops);
     forgotten_close(v->forgotten);
+    forgotten_close(v->doubted);
     free(v->evict_list);
     free(v->ops);
     if (v->slots)

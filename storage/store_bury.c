@@ -45,7 +45,7 @@ static void bury_failed(struct cairn_vault *v, const struct cairn_key *key, uint
     uint32_t id = cairn_index_find(v->index, key);
     uint8_t key16[16];
     cairn_key16(key->bytes, key16);
-    forgotten_note(v, key16);
+    doubt_note(v, key16);
     if (id == CAIRN_ENTRY_NONE || cairn_index_entry(v->index, id)->version > version)
         return;
     if (cairn_index_entry(v->index, id)->slot != CAIRN_SLOT_NONE)
@@ -152,6 +152,17 @@ static bool deleted_before(const struct deletion *d, size_t n)
     return false;
 }
 
+/* It is not held, perhaps since its tombstone was under way: reclaim or eviction came first. */
+static cairn_status delete_gone(struct cairn_vault *v, const struct deletion *d, size_t n)
+{
+    uint8_t key16[16];
+    if (!d->held[n] || deleted_before(d, n))
+        return CAIRN_MISS;
+    cairn_key16(d->keys[n].bytes, key16);
+    drops_note(v->drops, key16, CAIRN_CAUSE_DELETED);
+    return CAIRN_OK;
+}
+
 static void delete_end(struct cairn_vault *v, struct deletion *d, size_t n)
 {
     struct burial *b = &d->burials[n];
@@ -161,8 +172,8 @@ static void delete_end(struct cairn_vault *v, struct deletion *d, size_t n)
     d->results[n] = b->st;
     if (b->st)
         count_refused(v, CAIRN_CAUSE_TOMBSTONE);
-    else if (!delete_entry(v, &d->keys[n]) && !(d->held[n] && !deleted_before(d, n)))
-        d->results[n] = CAIRN_MISS;
+    else if (!delete_entry(v, &d->keys[n]))
+        d->results[n] = delete_gone(v, d, n);
 }
 
 cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys,

@@ -17,7 +17,7 @@ static uint32_t sweep_some(struct cairn_vault *v, uint16_t space, uint64_t versi
             if (e->slot != CAIRN_SLOT_NONE)
                 slot_detach(v, &v->slots[e->slot]);
             if (!sure)
-                forgotten_note(v, e->key);
+                doubt_note(v, e->key);
             entry_remove(v, id, sure ? CAIRN_CAUSE_CLEARED : CAIRN_CAUSE_TOMBSTONE);
             count(&v->c.deleted, sure);
         }

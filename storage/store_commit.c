@@ -61,11 +61,13 @@ bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
 }
 
 /* Must older copies be made dead before this put shows? Not for a key that is not held: its value
- * is named by what made it, so a forgotten copy of it has the same bytes. */
+ * is named by what made it, so a forgotten copy of it has the same bytes, unless it was to be
+ * deleted or replaced. */
 static bool buries(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
                    uint32_t flags)
 {
-    return v->tier && ((flags & CAIRN_PUT_REPLACE) || id != CAIRN_ENTRY_NONE) &&
+    return v->tier &&
+           ((flags & CAIRN_PUT_REPLACE) || id != CAIRN_ENTRY_NONE || doubt_may(v, key)) &&
            bury_needed(v, key, id);
 }
 

@@ -1,6 +1,7 @@
 /* Keys whose record on disk the index has forgotten: a recovery would find it again, so a put or a
  * delete of such a key needs a tombstone although nothing seems to be held. Kept as a Bloom filter:
  * of a key that it does not know nothing was forgotten, of others a tombstone too many is written.
+ * Keys in doubt are forgotten ones with a filter of their own: their tombstone failed.
  *
  * Two filters. The younger one takes notes; once as many segments were reclaimed as the log has, a
  * record that was forgotten before that is gone from the disk, and so is the older filter. */
@@ -67,9 +68,8 @@ static bool knows(const struct forgotten *f, const uint8_t *map, const uint8_t k
     return true;
 }
 
-static void turn(struct cairn_vault *v)
+static void turn(struct cairn_vault *v, struct forgotten *f)
 {
-    struct forgotten *f = v->forgotten;
     if (!v->tier)
         return;
     uint64_t reclaimed = atomic_load_explicit(&v->tier->ops->stats(v->tier)->segments_reclaimed,
@@ -86,11 +86,9 @@ static void turn(struct cairn_vault *v)
     f->since = reclaimed;
 }
 
-void forgotten_note(struct cairn_vault *v, const uint8_t key16[16])
+static void note(struct cairn_vault *v, struct forgotten *f, const uint8_t key16[16])
 {
-    struct forgotten *f = v->forgotten;
-    count(&v->c.forgotten, 1);
-    turn(v);
+    turn(v, f);
     for (uint32_t i = 0; i < PROBES; i++) {
         uint64_t bit = bit_of(f, key16, i);
         f->young[bit / 8] |= (uint8_t)(1u << (bit % 8));
@@ -98,13 +96,34 @@ void forgotten_note(struct cairn_vault *v, const uint8_t key16[16])
     f->any_young = true;
 }
 
-bool forgotten_may(struct cairn_vault *v, const struct cairn_key *key)
+static bool may(struct cairn_vault *v, struct forgotten *f, const struct cairn_key *key)
 {
-    struct forgotten *f = v->forgotten;
     if (!f || !(f->any_young || f->any_old))
         return false;
-    turn(v);
+    turn(v, f);
     uint8_t key16[16];
     cairn_key16(key->bytes, key16);
     return (f->any_young && knows(f, f->young, key16)) || (f->any_old && knows(f, f->old, key16));
+}
+
+void forgotten_note(struct cairn_vault *v, const uint8_t key16[16])
+{
+    count(&v->c.forgotten, 1);
+    note(v, v->forgotten, key16);
+}
+
+bool forgotten_may(struct cairn_vault *v, const struct cairn_key *key)
+{
+    return may(v, v->forgotten, key);
+}
+
+void doubt_note(struct cairn_vault *v, const uint8_t key16[16])
+{
+    forgotten_note(v, key16);
+    note(v, v->doubted, key16);
+}
+
+bool doubt_may(struct cairn_vault *v, const struct cairn_key *key)
+{
+    return may(v, v->doubted, key);
 }

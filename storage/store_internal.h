@@ -120,7 +120,7 @@ struct cairn_vault {
     uint64_t held[VAULT_SPACES]; /* entries of each space                                  */
     uint64_t cleared[VAULT_SPACES]; /* values of a lower version are dead, or about to be   */
     struct drops *drops;
-    struct forgotten *forgotten; /* NULL: RAM only */
+    struct forgotten *forgotten, *doubted; /* NULL: RAM only */
     struct identity_row identities[VAULT_IDENTITIES];
     uint64_t identity_tick;
     uint32_t identity_last;
@@ -209,6 +209,9 @@ void forgotten_close(struct forgotten *f);
 void forgotten_note(struct cairn_vault *v, const uint8_t key16[16]);
 /* May the disk hold a record of the key that the index knows nothing of? */
 bool forgotten_may(struct cairn_vault *v, const struct cairn_key *key);
+/* The same of a key whose tombstone failed: what is found again is no longer what was put last. */
+void doubt_note(struct cairn_vault *v, const uint8_t key16[16]);
+bool doubt_may(struct cairn_vault *v, const struct cairn_key *key);
 
 /* store_drops.c: lock held */
 struct drops *drops_open(void);

@@ -1,5 +1,5 @@
-/* A file of tokens, read as text and as numbers. What was taken, written down again as a list, gives
- * the same tokens; what was refused is named by a place in the text. */
+/* A file of tokens, read as text and as numbers. What was taken, written down again as a list,
+ * gives the same tokens; what was refused is named by a place in the text. */
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -227,6 +227,40 @@ Test(store_doubt, a_delete_that_failed_can_be_asked_again)
     box_fini(&b);
 }
 
+/* What was to be removed and is on the disk still must not follow a new value that a restart
+ * loses. */
+static void removed_then_put(bool clear)
+{
+    struct box b;
+    box_init(&b);
+    put_all(&b, 1);
+    cr_assert_eq(flush(&b), CAIRN_OK);
+    cairn_vault_close(b.v);
+    b.o.write = CAIRN_WRITE_NONE;
+    box_open(&b);
+    writes(&b, CAIRN_FAULT_EIO, 0);
+    cr_assert_eq(clear ? cairn_vault_clear_space(b.v, 0, deadline()) : delete(&b, 1), CAIRN_IO);
+    sound(&b);
+    for (uint64_t id = clear ? 0 : 1; id < (clear ? KEYS : 2); id++) {
+        cr_assert_eq(put(&b, id, 2, 0), CAIRN_OK);
+        cr_assert_eq(shown(&b, id), 2);
+    }
+    box_reopen(&b);
+    for (uint64_t id = 0; id < KEYS; id++)
+        cr_assert_eq(shown(&b, id), !clear && id != 1, "key %d", (int)id);
+    box_fini(&b);
+}
+
+Test(store_doubt, what_a_delete_was_to_remove_does_not_follow_a_new_value)
+{
+    removed_then_put(false);
+}
+
+Test(store_doubt, what_a_clear_was_to_remove_does_not_follow_a_new_value)
+{
+    removed_then_put(true);
+}
+
 Test(store_doubt, a_replacement_that_failed_leaves_a_miss)
 {
     struct box b;
