@@ -23,7 +23,7 @@ static void plain_walk(struct cairn_walk *w)
 static int plain_checked(const struct cairn_checked *job)
 {
     struct cairn_walk w =
-        cairn_walk_at(job->list, 0, job->len, job->flat + job->off, job->gather);
+        cairn_walk_at(job->list, job->list_off, job->len, job->flat + job->off, job->gather);
     size_t end = job->off + job->len;
     for (uint32_t i = (uint32_t)(job->off / CAIRN_PIECE_BYTES); i < cairn_piece_count(end); i++) {
         size_t at = (size_t)i * CAIRN_PIECE_BYTES;
@@ -109,18 +109,29 @@ void cairn_copy_gather_hash(void *dst, const struct cairn_sgl *list, size_t len,
         ops_for(len)->checked(&job);
 }
 
+static int scatter_verify(struct cairn_checked job, const void *value, const uint64_t *checks)
+{
+    /* Scattering writes neither to the value nor to the checks. */
+    job.flat = (unsigned char *)(uintptr_t)value;
+    job.checks = (uint64_t *)(uintptr_t)checks;
+    job.secret = secret;
+    return job.len ? ops_for(job.len)->checked(&job) : -1;
+}
+
 int cairn_copy_scatter_verify(const struct cairn_sgl *list, const void *value, size_t value_len,
                               size_t off, size_t len, const uint64_t *checks)
 {
-    /* Scattering writes neither to the value nor to the checks. */
-    struct cairn_checked job = {.list = list,
-                                .flat = (unsigned char *)(uintptr_t)value,
-                                .value_len = value_len,
-                                .off = off,
-                                .len = len,
-                                .checks = (uint64_t *)(uintptr_t)checks,
-                                .secret = secret};
-    return len ? ops_for(len)->checked(&job) : -1;
+    struct cairn_checked job = {.list = list, .value_len = value_len, .off = off, .len = len};
+    return scatter_verify(job, value, checks);
+}
+
+int cairn_copy_scatter_verify_part(const struct cairn_sgl *list, const void *value,
+                                   size_t value_len, size_t off, size_t len,
+                                   const uint64_t *checks)
+{
+    struct cairn_checked job = {
+        .list = list, .list_off = off, .value_len = value_len, .off = off, .len = len};
+    return scatter_verify(job, value, checks);
 }
 
 uint32_t cairn_copy_variants(const char **names, cairn_copy_fn *fns, uint32_t cap)

@@ -35,6 +35,12 @@ void cairn_copy_gather_hash(void *dst, const struct cairn_sgl *list, size_t len,
 int cairn_copy_scatter_verify(const struct cairn_sgl *list, const void *value, size_t value_len,
                               size_t off, size_t len, const uint64_t *checks);
 
+/* The same for a list that holds the whole value, of which only [off, off + len) is copied now. Of
+ * the pieces that touch it every byte is read. */
+int cairn_copy_scatter_verify_part(const struct cairn_sgl *list, const void *value,
+                                   size_t value_len, size_t off, size_t len,
+                                   const uint64_t *checks);
+
 /* Every variant this machine can run, for `cairn bench` and tests: names[i] and fn(i). */
 typedef void (*cairn_copy_fn)(void *dst, const void *src, size_t len);
 uint32_t cairn_copy_variants(const char **names, cairn_copy_fn *fns, uint32_t cap);

@@ -277,7 +277,7 @@ static int pieces_checked(const struct cairn_checked *job)
     struct piece_queue q = {.job = job, .bad = -1};
     q.next = (uint32_t)(job->off / CAIRN_PIECE_BYTES);
     q.end = cairn_piece_count(job->off + job->len);
-    q.walk = cairn_walk_at(job->list, 0, job->len, job->flat + job->off, job->gather);
+    q.walk = cairn_walk_at(job->list, job->list_off, job->len, job->flat + job->off, job->gather);
     struct piece_lane lane[PIECE_LANES];
     uint32_t lanes = 0;
     while (lanes < PIECE_LANES && piece_refill(&q, &lane[lanes], false))

@@ -88,7 +88,8 @@ struct cairn_checked {
     const struct cairn_sgl *list;
     unsigned char *flat;   /* the whole value, contiguous                    */
     size_t value_len;
-    size_t off, len;       /* the part of it that the list holds             */
+    size_t off, len;       /* the part of it that is copied                  */
+    size_t list_off;       /* where in the list that part begins             */
     uint64_t *checks;
     const unsigned char *secret; /* of XXH3 with seed 0, 192 bytes           */
     bool gather;           /* list to flat and write checks, else compare    */

@@ -8,11 +8,12 @@
 
 /* One key of a get between admission and the end of its copy. Holds a pin on `slot`. */
 struct flight {
-    struct slot *slot;   /* NULL: failed with `cause` */
+    struct slot *slot;   /* NULL: failed with `cause`                      */
     uint8_t cause;
-    bool disk;           /* was not in RAM            */
-    bool verify;         /* RAM copy to be verified   */
-    bool bad;            /* the RAM copy is damaged   */
+    bool disk;           /* was not in RAM                                 */
+    bool unverified;     /* nobody had verified it when it was asked for   */
+    bool verify;         /* the copy in RAM is to be verified              */
+    bool bad;            /* the copy in RAM is damaged                     */
     bool expired;
 };
 
@@ -27,8 +28,14 @@ struct get_run {
 
 bool slot_needs_verify(const struct cairn_vault *v, const struct slot *s)
 {
-    return v->o.verify == CAIRN_VERIFY_ALWAYS ||
+    return v->o.verify == CAIRN_VERIFY_ALWAYS || s->unverified ||
            (v->o.verify == CAIRN_VERIFY_FIRST && !s->checked);
+}
+
+void slot_verified(struct slot *s)
+{
+    s->checked = true;
+    s->unverified = false;
 }
 
 uint32_t entry_blocks(const struct cairn_entry *e)
@@ -36,7 +43,7 @@ uint32_t entry_blocks(const struct cairn_entry *e)
     return 1 + cairn_blocks(e->value_len) + (e->flags >> CAIRN_ENTRY_SIDE_SHIFT);
 }
 
-/* The tier has verified the first `bytes` of a value. */
+/* The first `bytes` of a value may be copied. */
 static void load_part(struct cairn_tier_op *top, uint64_t bytes)
 {
     struct vault_op *op = top->owner;
@@ -49,10 +56,10 @@ static void load_part(struct cairn_tier_op *top, uint64_t bytes)
     pthread_mutex_unlock(&v->lock);
 }
 
-/* Submits the read of an entry's record into a slot that nobody else sees yet. */
+/* Submits the read of an entry's record into a slot that nobody else sees yet. `what`: key, pieces,
+ * who verifies. */
 static struct slot *load_submit(struct cairn_vault *v, const struct cairn_entry *e,
-                                const struct cairn_key *key, uint32_t piece_first,
-                                uint32_t piece_count, enum cairn_cause *cause)
+                                struct cairn_tier_op what, enum cairn_cause *cause)
 {
     *cause = CAIRN_CAUSE_QUEUE_FULL;
     struct vault_op *op = v->tier_off ? NULL : op_take(v);
@@ -71,18 +78,21 @@ static struct slot *load_submit(struct cairn_vault *v, const struct cairn_entry 
     s->state = SLOT_LOADING;
     s->version = e->version;
     s->value_len = e->value_len;
+    s->unverified = what.host_verifies;
+    /* Nobody reads what the tier verifies before it did. */
+    s->checked = !s->unverified;
     op->slot = slot_number(v, s);
-    op->op.kind = CAIRN_TIER_LOAD;
-    op->op.block = e->block;
-    op->op.blocks = s->blocks;
-    op->op.image = slot_image(v, s);
-    op->op.key = *key;
-    op->op.version = e->version;
-    op->op.value_len = e->value_len;
-    op->op.piece_first = piece_first;
-    op->op.piece_count = piece_count;
-    op->op.part = piece_count ? NULL : load_part;
-    op->op.deadline_ns = cairn_deadline_ns(v->o.io_deadline_ns);
+    what.kind = CAIRN_TIER_LOAD;
+    what.block = e->block;
+    what.blocks = s->blocks;
+    what.image = slot_image(v, s);
+    what.version = e->version;
+    what.value_len = e->value_len;
+    what.part = what.piece_count ? NULL : load_part;
+    what.deadline_ns = cairn_deadline_ns(v->o.io_deadline_ns);
+    what.done = op->op.done;
+    what.owner = op;
+    op->op = what;
     slot_pin(s); /* the op's */
     if (v->tier->ops->submit(v->tier, &op->op) != CAIRN_OK) {
         *cause = CAIRN_CAUSE_TIER_OFF;
@@ -94,15 +104,22 @@ static struct slot *load_submit(struct cairn_vault *v, const struct cairn_entry 
     return s;
 }
 
-struct slot *load_begin(struct cairn_vault *v, uint32_t id, const struct cairn_key *key,
-                        enum cairn_cause *cause)
+static struct slot *load_whole(struct cairn_vault *v, uint32_t id, const struct cairn_key *key,
+                               bool host_verifies, enum cairn_cause *cause)
 {
-    struct slot *s = load_submit(v, cairn_index_entry(v->index, id), key, 0, 0, cause);
+    struct cairn_tier_op what = {.key = *key, .host_verifies = host_verifies};
+    struct slot *s = load_submit(v, cairn_index_entry(v->index, id), what, cause);
     if (!s)
         return NULL;
     s->entry = id;
     cairn_index_entry(v->index, id)->slot = slot_number(v, s);
     return s;
+}
+
+struct slot *load_begin(struct cairn_vault *v, uint32_t id, const struct cairn_key *key,
+                        enum cairn_cause *cause)
+{
+    return load_whole(v, id, key, false, cause);
 }
 
 /* A small range of a large value on disk: only its pieces, into memory that is not shared. */
@@ -115,11 +132,21 @@ static struct slot *load_range(struct cairn_vault *v, const struct cairn_entry *
         return NULL;
     uint32_t first = (uint32_t)(g->offset / CAIRN_PIECE_BYTES);
     uint32_t last = (uint32_t)((g->offset + len - 1) / CAIRN_PIECE_BYTES);
-    return load_submit(v, e, &g->key, first, last - first + 1, cause);
+    struct cairn_tier_op what = {
+        .key = g->key, .piece_first = first, .piece_count = last - first + 1};
+    return load_submit(v, e, what, cause);
 }
 
-/* Finds the key and pins its slot, or begins to load it. Lock held. */
-static struct flight admit(struct cairn_vault *v, const struct cairn_get *g)
+/* Is every byte of the value copied out? */
+static bool get_copies_all(const struct cairn_get *g, uint32_t value_len)
+{
+    return !(g->flags & CAIRN_GET_RANGE) && g->out.mem == CAIRN_MEM_HOST &&
+           cairn_sgl_bytes(&g->out) == value_len;
+}
+
+/* Finds the key and pins its slot, or begins to load it; `again`: what was found first was bad, so
+ * the tier is to find out whether the disk is. Lock held. */
+static struct flight admit(struct cairn_vault *v, const struct cairn_get *g, bool again)
 {
     struct flight f = {.cause = CAIRN_CAUSE_ABSENT};
     uint32_t id = cairn_index_find(v->index, &g->key);
@@ -137,11 +164,12 @@ static struct flight admit(struct cairn_vault *v, const struct cairn_get *g)
         f.disk = true;
         f.slot = load_range(v, e, g, &cause);
         if (!f.slot)
-            f.slot = load_begin(v, id, &g->key, &cause);
+            f.slot = load_whole(v, id, &g->key, !again && get_copies_all(g, e->value_len), &cause);
         f.cause = (uint8_t)cause;
     }
     if (f.slot) {
         e->flags |= CAIRN_ENTRY_HIT;
+        f.unverified = f.slot->unverified;
         f.verify = slot_needs_verify(v, f.slot);
         slot_leave_orphans(v, f.slot);
         f.cause = CAIRN_CAUSE_NONE;
@@ -156,7 +184,7 @@ static void admit_more(struct get_run *r)
     size_t from = r->admitted;
     while (r->admitted < r->count && r->admitted - r->settled < VAULT_WINDOW &&
            (r->admitted == r->next || r->loading_blocks < v->arena_blocks / 4)) {
-        struct flight f = admit(v, &r->gets[r->admitted]);
+        struct flight f = admit(v, &r->gets[r->admitted], false);
         bool later = f.cause == CAIRN_CAUSE_NO_ROOM || f.cause == CAIRN_CAUSE_QUEUE_FULL;
         if (!f.slot && later && r->admitted > r->next)
             break; /* once what this call holds is given back */
@@ -260,29 +288,46 @@ enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct
     return CAIRN_CAUSE_NONE;
 }
 
-/* Waits for a value that is being read and copies its first bytes out meanwhile, as far as they
- * are verified: *ret_copied. They count only if the rest of it is good too. */
-static enum cairn_cause wait_copying(struct get_run *r, struct slot *s, const struct cairn_get *g,
-                                     uint32_t *ret_copied)
+/* Copies bytes [from, end) of what is asked for out. False: a piece of the value is bad. */
+static bool copy_part(const struct cairn_get *g, const struct cairn_record_disk *r, bool verify,
+                      size_t from, size_t end)
 {
-    const struct cairn_vault *v = r->v;
-    const char *value = slot_value(v, s);
-    bool ended = false, whole = !(g->flags & CAIRN_GET_RANGE) && g->out.mem == CAIRN_MEM_HOST &&
-                                v->o.verify != CAIRN_VERIFY_ALWAYS &&
-                                cairn_sgl_bytes(&g->out) == s->value_len;
-    uint32_t copied = 0, loaded = whole ? 0 : UINT32_MAX;
+    const uint64_t *checks = r->body.piece_check;
+    const char *value = (const char *)r + CAIRN_BLOCK;
+    bool range = g->flags & CAIRN_GET_RANGE;
+    if (!verify) {
+        cairn_copy_scatter(&g->out, from, value + (range ? g->offset : 0) + from, end - from);
+        return true;
+    }
+    /* A range is copied in one go: from is 0. */
+    int bad = range ? cairn_copy_scatter_verify(&g->out, value, r->body.value_len, g->offset, end,
+                                                checks)
+                    : cairn_copy_scatter_verify_part(&g->out, value, r->body.value_len, from,
+                                                     end - from, checks);
+    return bad < 0;
+}
+
+/* Waits for a value that is being read and copies its first bytes out meanwhile, as far as they
+ * are there and good: *ret_copied. They count only if the rest of it is good too. */
+static enum cairn_cause wait_copying(struct get_run *r, const struct flight *f,
+                                     const struct cairn_get *g, uint32_t *ret_copied)
+{
+    struct slot *s = f->slot;
+    const struct cairn_record_disk *image = slot_image(r->v, s);
+    /* What the tier verifies, `always` verifies once more, in RAM. */
+    bool ended = false, early = get_copies_all(g, s->value_len) && f->verify == f->unverified;
+    uint32_t copied = 0, loaded = early ? 0 : UINT32_MAX;
     for (;;) {
         enum cairn_cause cause = wait_part(r->v, s, r->deadline_ns, &loaded, &ended);
         if (cause || ended) {
             *ret_copied = copied;
             return cause;
         }
-        if (slot_check(&slot_image(v, s)->body, s, &g->key, g->fingerprint, false)) {
-            loaded = UINT32_MAX;
-            continue;
-        }
-        cairn_copy_scatter(&g->out, copied, value + copied, loaded - copied);
-        copied = loaded;
+        if (slot_check(&image->body, s, &g->key, g->fingerprint, false) == CAIRN_CAUSE_NONE &&
+            copy_part(g, image, f->verify, copied, loaded))
+            copied = loaded;
+        else
+            loaded = UINT32_MAX; /* copy_out says what is wrong */
     }
 }
 
@@ -290,10 +335,9 @@ static enum cairn_cause wait_copying(struct get_run *r, struct slot *s, const st
 static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot *s,
                                  const struct cairn_get *g, bool verify, uint32_t copied)
 {
-    const struct cairn_record_body_disk *b = &slot_image(v, s)->body;
-    size_t len = cairn_sgl_bytes(&g->out);
-    size_t off = g->flags & CAIRN_GET_RANGE ? g->offset : 0;
-    enum cairn_cause cause = slot_check(b, s, &g->key, g->fingerprint, verify);
+    const struct cairn_record_disk *r = slot_image(v, s);
+    size_t len = cairn_sgl_bytes(&g->out), off = g->offset;
+    enum cairn_cause cause = slot_check(&r->body, s, &g->key, g->fingerprint, verify);
     if (cause)
         return cause;
     bool fits = g->flags & CAIRN_GET_RANGE
@@ -301,14 +345,9 @@ static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot 
                     : len == s->value_len;
     if (!fits || g->out.mem != CAIRN_MEM_HOST)
         return CAIRN_CAUSE_LENGTH;
-    const char *value = slot_value(v, s);
-    if (!verify) {
-        cairn_copy_scatter(&g->out, copied, value + off + copied, len - copied);
-        return CAIRN_CAUSE_NONE;
-    }
     /* A second look tells a damaged value from a read that went wrong on the way. */
     for (int tries = 0; tries < 2; tries++)
-        if (cairn_copy_scatter_verify(&g->out, value, s->value_len, off, len, b->piece_check) < 0)
+        if (copy_part(g, r, verify, copied, len))
             return CAIRN_CAUSE_NONE;
     return CAIRN_CAUSE_CHECKSUM;
 }
@@ -344,11 +383,9 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
         return f->cause;
     uint32_t copied = 0;
     if (f->disk) {
-        enum cairn_cause cause = wait_copying(r, f->slot, g, &copied);
+        enum cairn_cause cause = wait_copying(r, f, g, &copied);
         if (cause)
             return cause;
-        /* The tier has verified it; what somebody else had loaded is checked like any RAM copy. */
-        f->verify = v->o.verify == CAIRN_VERIFY_ALWAYS;
     }
     enum cairn_cause cause = copy_out(v, f->slot, g, f->verify, copied);
     f->expired = cause == CAIRN_CAUSE_EXPIRED;
@@ -358,10 +395,11 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
     return cause;
 }
 
-/* A RAM copy was damaged, or a segment was reclaimed under the read: the disk may still have it. */
+/* A copy in RAM was damaged, came bad from the disk, or a segment was reclaimed under the read: the
+ * disk may still have it. */
 static bool worth_retry(const struct flight *f, enum cairn_cause cause)
 {
-    return (f->bad && !f->disk) || cause == CAIRN_CAUSE_RECLAIMED;
+    return (f->bad && (!f->disk || f->unverified)) || cause == CAIRN_CAUSE_RECLAIMED;
 }
 
 static enum cairn_cause retry(struct get_run *r, struct flight *f, const struct cairn_get *g)
@@ -372,7 +410,7 @@ static enum cairn_cause retry(struct get_run *r, struct flight *f, const struct 
     if (f->bad)
         slot_drop_damaged(v, f->slot, f->cause);
     slot_unpin(v, f->slot);
-    *f = admit(v, g);
+    *f = admit(v, g, true);
     r->loading_blocks -= held;
     if (f->slot && f->disk)
         r->loading_blocks += f->slot->blocks;
@@ -412,7 +450,7 @@ static void note_checked(struct get_run *r, size_t from)
         struct flight *f = &r->flights[i % VAULT_WINDOW];
         if (f->slot && f->verify && r->gets[i].status == CAIRN_OK &&
             !(r->gets[i].flags & CAIRN_GET_RANGE))
-            f->slot->checked = true;
+            slot_verified(f->slot);
     }
 }
 

@@ -44,6 +44,11 @@ static void lease_uncount(struct cairn_vault *v, struct slot *s)
         v->lease_blocks -= s->blocks;
 }
 
+static struct cairn_pin pin_of(const struct cairn_vault *v, const struct slot *s)
+{
+    return (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+}
+
 /* Finds and pins one key for a lease. Lock held. */
 static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key)
 {
@@ -72,8 +77,8 @@ static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key
     return s;
 }
 
-static bool pin_finish(struct cairn_vault *v, struct slot *s, const struct cairn_key *key,
-                       uint64_t deadline_ns)
+static enum cairn_cause pin_finish(struct cairn_vault *v, struct slot *s,
+                                   const struct cairn_key *key, uint64_t deadline_ns)
 {
     enum cairn_cause cause = load_wait(v, s, deadline_ns);
     bool verify = false;
@@ -89,10 +94,30 @@ static bool pin_finish(struct cairn_vault *v, struct slot *s, const struct cairn
         if (cause_is_damage(cause))
             slot_drop_damaged(v, s, cause);
     } else if (verify) {
-        s->checked = true;
+        slot_verified(s);
     }
     pthread_mutex_unlock(&v->lock);
-    return cause == CAIRN_CAUSE_NONE;
+    return cause;
+}
+
+/* Brings a pin that was begun to its end. Bytes that were damaged in RAM, or that a get had loaded
+ * and nobody had verified, may be good on the disk. */
+static bool pin_bring(struct cairn_vault *v, struct cairn_pin *p, const struct cairn_key *key,
+                      uint64_t deadline_ns)
+{
+    struct slot *s = &v->slots[p->slot];
+    enum cairn_cause cause = pin_finish(v, s, key, deadline_ns);
+    if (!cause || !cause_is_damage(cause))
+        return !cause;
+    pthread_mutex_lock(&v->lock);
+    struct slot *again = pin_begin(v, key);
+    if (again) {
+        *p = pin_of(v, again);
+        lease_uncount(v, s);
+        slot_unpin(v, s);
+    }
+    pthread_mutex_unlock(&v->lock);
+    return again && pin_finish(v, again, key, deadline_ns) == CAIRN_CAUSE_NONE;
 }
 
 size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys,
@@ -105,16 +130,15 @@ size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size
         struct slot *s = pin_begin(v, &keys[begun]);
         if (!s)
             break;
-        uint32_t loaded = s->state == SLOT_RESIDENT ? 0 : PIN_LOADED;
-        pins[begun] = (struct cairn_pin){slot_number(v, s) | loaded, s->value_len,
-                                         slot_value(v, s)};
+        pins[begun] = pin_of(v, s);
+        pins[begun].slot |= s->state == SLOT_RESIDENT ? 0 : PIN_LOADED;
     }
     pthread_mutex_unlock(&v->lock);
     bool whole = true;
     for (size_t i = 0; i < begun; i++) {
         bool loaded = pins[i].slot & PIN_LOADED;
         pins[i].slot &= ~PIN_LOADED;
-        whole = whole && pin_finish(v, &v->slots[pins[i].slot], &keys[i], deadline_ns);
+        whole = whole && pin_bring(v, &pins[i], &keys[i], deadline_ns);
         if (whole)
             count_hit(v, pins[i].value_len, loaded, since_ns);
         held += whole;
@@ -190,13 +214,13 @@ cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *
         if (cause)
             st = pin_refused(v, s, cause);
         else
-            s->checked = true;
+            slot_verified(s);
         pthread_mutex_unlock(&v->lock);
     }
     *ret_cause = cause;
     if (st)
         return st;
-    *ret = (struct cairn_pin){slot_number(v, s), s->value_len, slot_value(v, s)};
+    *ret = pin_of(v, s);
     count_hit(v, s->value_len, false, since_ns);
     return CAIRN_OK;
 }

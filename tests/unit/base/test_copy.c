@@ -172,6 +172,25 @@ static void check_gather_hash(const struct cairn_copy_ops *ops)
     cr_assert(canaries_alive(flat, rig.len), "%s gather_hash wrote elsewhere", ops->name);
 }
 
+/* The list holds the whole value, and what lies beside the part is not touched. */
+static void check_scatter_verify_part(const struct cairn_copy_ops *ops, size_t value_len)
+{
+    size_t off = rng_below(&rig.rng, value_len), len = 1 + rng_below(&rig.rng, value_len - off);
+    memcpy(rig.checks, rig.want, sizeof(rig.want));
+    listed_fill(rig.listed_want, off, len, rig.value + off);
+    memset(rig.listed, CANARY, rig.listed_len);
+    struct cairn_checked job = {.list = &rig.list, .list_off = off, .flat = rig.value,
+                                .value_len = value_len, .off = off, .len = len,
+                                .checks = rig.checks, .secret = rig.secret};
+    cr_assert_eq(ops->checked(&job), -1, "%s part %zu+%zu of %zu", ops->name, off, len, value_len);
+    cr_assert_eq(memcmp(rig.listed, rig.listed_want, rig.listed_len), 0,
+                 "%s part %zu+%zu of %zu", ops->name, off, len, value_len);
+    size_t bad = (off + rng_below(&rig.rng, len)) / CAIRN_PIECE_BYTES;
+    rig.checks[bad] ^= 1;
+    cr_assert_eq(ops->checked(&job), (int)bad, "%s takes piece %zu of %zu", ops->name, bad,
+                 value_len);
+}
+
 /* The list holds the range only, so it is cut anew for it. */
 static void check_scatter_verify(const struct cairn_copy_ops *ops, size_t value_len)
 {
@@ -253,6 +272,17 @@ Test(copy, verifies_pieces_while_scattering_a_range)
     every_variant(verify_any);
 }
 
+static void verify_any_part(const struct cairn_copy_ops *ops)
+{
+    check_scatter_verify_part(ops, rig.len);
+}
+
+Test(copy, verifies_pieces_of_a_part_of_a_list)
+{
+    rig_open("copy scatter_verify_part");
+    every_variant(verify_any_part);
+}
+
 Test(copy, flat_copies_of_every_alignment)
 {
     rig_open("copy flat");
@@ -287,6 +317,11 @@ static void check_public(void)
     cr_assert_eq(memcmp(rig.checks, rig.want, cairn_piece_count(rig.len) * 8u), 0);
     memset(rig.listed, 0, rig.listed_len);
     cr_assert_eq(cairn_copy_scatter_verify(&rig.list, flat, rig.len, 0, rig.len, rig.checks), -1);
+    size_t half = rig.len / 2;
+    memset(rig.listed, 0, rig.listed_len);
+    cr_assert_eq(cairn_copy_scatter_verify_part(&rig.list, flat, rig.len, 0, half, rig.checks), -1);
+    cr_assert_eq(cairn_copy_scatter_verify_part(&rig.list, flat, rig.len, half, rig.len - half,
+                                                rig.checks), -1);
     memset(flat, 0, rig.len);
     cairn_copy_gather(flat, &rig.list, 0, rig.len);
     cr_assert_eq(memcmp(flat, rig.value, rig.len), 0);
