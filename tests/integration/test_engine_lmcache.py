@@ -116,6 +116,8 @@ def test_a_value_of_another_size_is_a_miss_and_is_not_promised_again(bridge, uri
         assert time.monotonic() < end
     assert "40000 bytes and LMCache asks for 39999" in caplog.text
     assert right(keys[1:], other[1:]) == [True]
+    # It is the held one again that LMCache has: promised again, from the next lookup on.
+    assert l2.store(keys[:1], objects(keys[:1], 40000)) and l2.lookup(keys) == [True, True]
 
 
 def test_what_it_cannot_name_is_a_miss(bridge, uri, rng, caplog):

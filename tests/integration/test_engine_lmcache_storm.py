@@ -137,8 +137,9 @@ def test_storm(new_node, scheme, full):
     adapter = loaded(adapter_json(uri, timeout=1.5))
     storm = Storm(adapter, rng)
     try:
-        next_fault = time.monotonic() + 0.5
-        while sum(storm.counts.values()) < (5000 if full else 500):
+        steps, next_fault = 5000 if full else 500, time.monotonic() + 0.5
+        # While the node is away a step is a quick miss, so that steps alone say little.
+        while sum(storm.counts.values()) < steps or storm.loaded < steps / 5:
             if len(storm.waiting) < IN_FLIGHT:
                 storm.submit()
             storm.poll(0 if len(storm.waiting) < IN_FLIGHT else 0.05)
@@ -147,7 +148,6 @@ def test_storm(new_node, scheme, full):
         if node.frozen or node.process.poll() is not None:
             fault(node, rng)
         storm.drain()
-        assert storm.loaded > 50, storm.counts
         # Back again: stored and found within seconds.
         again = Bridge(adapter)
         keys = storm.names[:1]

@@ -34,7 +34,7 @@ RETRY_SECONDS = 2.0
 SLOW = 0.25
 WARN_SECONDS = 60.0
 JOBS = 256           # questions on their way; one more is answered as a miss
-WRONG_SIZES = 65536  # keys remembered to hold a value of another size
+WRONG_SIZES = 65536  # keys remembered to hold a value of another size, and its size
 _NOT_THERE = (NotFoundError, IoError, TimeoutError, BusyError)
 
 Completion = tuple[int, bool, str, "list[bool]"]
@@ -63,7 +63,7 @@ class CairnClient:
         self._jobs: deque[tuple[float, Job]] = deque()
         self._done: deque[Completion] = deque()
         self._on_way: dict[int, tuple[_Transfer, np.ndarray]] = {}
-        self._wrong_size: OrderedDict[str, None] = OrderedDict()
+        self._wrong_size: OrderedDict[str, int] = OrderedDict()
         self._noted: set[bytes] = set()
         self._warned: dict[str, float] = {}
         self._last_future = 0
@@ -184,9 +184,12 @@ class CairnClient:
         status = transfer.status
         good = status == _native.OK
         if transfer.kind == "set":
-            for at in np.flatnonzero(good):
-                self._wrong_size.pop(transfer.texts[at], None)
             good |= status == _native.EXISTS
+            for at in np.flatnonzero(good):
+                # Stored anew, or LMCache's own size is by now that of what is held.
+                text = transfer.texts[at]
+                if status[at] == _native.OK or self._wrong_size.get(text) == transfer.sizes[at]:
+                    self._wrong_size.pop(text, None)
             if not good.all() and self._queue is not None:
                 bad = int(status[~good][0])
                 self._warn("stored", f"{int((~good).sum())} of {len(good)} chunks were not stored: "
@@ -297,9 +300,9 @@ class CairnClient:
             if identity is None or time.monotonic() > min(deadline, began + SLOW):
                 continue
             held = self._store.size(key.tobytes())
-            if held in (None, size):
+            if held is None or held == size:
                 continue
-            self._wrong_size[text] = None
+            self._wrong_size[text] = held
             if len(self._wrong_size) > WRONG_SIZES:
                 self._wrong_size.popitem(last=False)
             self._warn("identity", f"chunks are held with {held} bytes and LMCache asks for {size}:"
