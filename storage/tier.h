@@ -9,8 +9,8 @@
  *  2. submit is callable from any thread, does not block on the device, and keeps ops in order:
  *     a SYNC covers everything accepted before it.
  *  3. LOAD answers OK only for a record whose location, key, version, value_len and every piece
- *     checksum were compared (with host_verifies all but the pieces); a bad read was tried twice. Anything else: status MISS, CORRUPT, IO
- *     or TIMEOUT and a cause.
+ *     checksum were compared (with host_verifies all but the pieces); a bad read was tried twice.
+ *     Anything else: status MISS, CORRUPT, IO or TIMEOUT and a cause.
  *  4. STORE answers OK when this record and every earlier record of its segment are completely
  *     written (readable, in order); SYNC when all those are on stable storage, and CAIRN_IO if one
  *     of them failed since the SYNC before. TOMBSTONE and CLEAR answer OK when durable.
