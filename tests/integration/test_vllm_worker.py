@@ -256,6 +256,26 @@ def test_a_block_that_the_engine_does_not_have_is_not_written(rig, rng):
     assert told.bad == {1, 2, 3, BLOCKS} and (r.raw == before).all()
 
 
+def test_no_request_waits_for_a_load_that_cannot_begin(rng):
+    """The engine hears of every load, also where there is no cache at all."""
+    r = Rig(RAM, decode_context_parallel_size=2)
+    assert "decode_context_parallel_size" in r.described.why_not or "context" in r.described.why_not
+    save = r.transfer(some_keys(rng, 1, 1), [np.array([1, 2, 3, 4])])
+    told = r.finish(2, saves=[save],
+                    loads=[r.transfer(some_keys(rng, 1, 1), [np.array([5, 6, 7, 8])], "asked")])
+    assert told.received == told.load_failed == {"asked"} and told.bad == {5, 6, 7, 8}
+    assert told.refused == {save.id}
+    r.side.shutdown()
+
+
+def test_a_full_queue_is_a_failed_load(rig, rng, monkeypatch):
+    r = rig(RAM)
+    monkeypatch.setattr(r.side._queue, "_depth", 0)
+    told = r.load(some_keys(rng, 1, 1), [np.array([5, 6, 7, 8])], request="asked")
+    assert told.received == told.load_failed == {"asked"} and told.bad == {5, 6, 7, 8}
+    assert r.save(some_keys(rng, 1, 1), [np.array([5, 6, 7, 8])]).refused
+
+
 def test_a_node_that_is_gone_costs_nobody_their_request(rig, rng, node):
     r = rig(f"unix:{node.socket}?timeout=200ms")
     keys = some_keys(rng, 2, 1)

@@ -97,12 +97,13 @@ def layouts():
 LAYOUTS = layouts()
 
 
-def config(uri, *, rank=0, world=1, **extra):
+def config(uri, *, rank=0, world=1, decode_context_parallel_size=1, **extra):
     hf = space(to_json_string=lambda: json.dumps({"hidden_size": 8, "transformers_version": "5"}))
     return space(
         kv_transfer_config=space(kv_connector_extra_config={"uri": uri, **extra}, engine_id="rig"),
         parallel_config=space(rank=rank, world_size=world, tensor_parallel_size=world,
                               pipeline_parallel_size=1, data_parallel_size=1,
+                              decode_context_parallel_size=decode_context_parallel_size,
                               distributed_executor_backend="uni" if world == 1 else "mp"),
         model_config=space(model="tiny", hf_config=hf, quantization=None, dtype=torch.bfloat16,
                            max_model_len=2048, revision=None),

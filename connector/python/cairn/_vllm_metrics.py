@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 COUNTERS = {
     "loads": "calls that loaded KV",
     "load_bytes": "bytes of KV asked for by loads",
-    "load_seconds": "time from the begin of a load to its end",
+    "load_seconds": "time from the begin of a load to the step that saw its end",
     "load_misses": "chunks' parts that were promised and did not arrive",
     "saves": "calls that saved KV",
     "save_bytes": "bytes of KV given to saves",
-    "save_seconds": "time from the begin of a save to its end",
+    "save_seconds": "time from the begin of a save to the step that saw its end",
     "save_misses": "chunks' parts that the store did not take",
     "saves_refused": "runs of chunks that were not saved since too much was on its way",
     "lookups": "prompts that were looked up",

@@ -75,12 +75,6 @@ class Part:
             parents[0] = of.parents[self.number]
         return parents
 
-    def blocks_of(self, of: Transfer, group: int, chunks: np.ndarray) -> set[int]:
-        """The blocks that these chunks of a load would have filled."""
-        blocks = np.asarray(of.blocks[group], np.int64)
-        named = blocks[np.isin(np.arange(len(blocks)) // self.blocks, chunks)]
-        return set(named[named != 0].tolist())
-
 
 def together(rows: list[Rows]) -> Rows:
     return Rows(*(np.concatenate([getattr(r, name) for r in rows])

@@ -40,7 +40,8 @@ logger = init_logger("vllm.cairn")
 
 CHUNK_TOKENS = 256
 BLOCK_IS_CHUNK = 128  # blocks of this many tokens are chunks as they are
-IDLE_SECONDS = 0.001
+# For what is on its way, in a step that computes nothing: a request that comes meanwhile waits too.
+IDLE_SECONDS = {True: 0.002, False: 0.001}  # with a load on its way, or saves only
 PROBE_BYTES = 16 << 20
 
 
@@ -157,7 +158,11 @@ class WorkerSide:
         self._step = step
         self._load_failed = False
         if step.epoch != self._epoch and self._parts:
-            self._name(step.epoch)
+            try:
+                self._name(step.epoch)
+            except Exception:
+                logger.exception("cairn: going on without the cache")
+                self._parts = []  # every load fails from here on, and no save begins
         for load in step.loads:
             if not load.wait:
                 self._begin_loads([load])
@@ -176,7 +181,7 @@ class WorkerSide:
         if not saves:
             return
         self._collect(0)
-        wanted, room = [], self._options.inflight - self._saving
+        wanted, room = [], self._options.inflight - self._saving if self._parts else -1
         for save in saves:
             size = sum(len(b) * p.pages.page_bytes for b, p in zip(save.blocks, self._parts))
             # What was computed beside a failed load may have been computed from its blocks.
@@ -195,7 +200,8 @@ class WorkerSide:
     def get_finished(self, finished: set[str]) -> tuple[set[str] | None, set[str] | None]:
         # Engines without a forward may not have called it.
         self.wait_for_save()
-        self._collect(IDLE_SECONDS if self._step.idle else 0)
+        loading = any(flight.load for flight in self._flights.values())
+        self._collect(IDLE_SECONDS[loading] if self._step.idle else 0)
         received, self._received = self._received, set()
         return None, received or None
 
@@ -240,8 +246,7 @@ class WorkerSide:
         except Exception:
             logger.exception("cairn: a load could not begin; its tokens are computed again")
             for load in loads:
-                self._load_ended(load, {g: np.arange(len(load.keys))
-                                        for g in range(len(self._groups))})
+                self._load_ended(load, [np.arange(len(load.keys))] * len(self._groups))
 
     def _begin_saves(self, saves: list[Transfer]) -> None:
         rows = [(t, g, part.rows(t, g, False)) for t in saves
@@ -283,39 +288,41 @@ class WorkerSide:
             return
         for tag, status in self._queue.poll(wait):
             flight = self._flights.pop(tag)
-            seconds = time.perf_counter() - flight.begun
             bad = (status != _native.OK) & (status != _native.EXISTS)
-            ends = np.cumsum([len(r) for _, _, r in flight.rows])
-            missed: dict[int, dict[int, np.ndarray]] = {t.id: {} for t in flight.transfers}
-            for (t, group, rows), end in zip(flight.rows, ends):
-                missed[t.id][group] = rows.chunks[bad[end - len(rows):end]]
-            self._stats.flight(flight.load, flight.size, seconds, int(bad.sum()))
-            for t in flight.transfers:
-                if flight.load:
-                    stale = flight.epoch != self._epoch
-                    self._load_ended(t, {g: r.chunks for _, g, r in flight.rows if _ is t} if stale
-                                     else missed[t.id])
-                else:
-                    self._save_ended(t, missed[t.id])
+            self._stats.flight(flight.load, flight.size, time.perf_counter() - flight.begun,
+                               int(bad.sum()))
             if not flight.load:
                 self._saving -= flight.size
+            elif flight.epoch != self._epoch:
+                bad[:] = True  # made by weights that are gone
+            missed: dict[int, list[np.ndarray]] = {t.id: [] for t in flight.transfers}
+            end = 0
+            for t, _, rows in flight.rows:
+                begin, end = end, end + len(rows)
+                missed[t.id].append(rows.chunks[bad[begin:end]])
+            for t in flight.transfers:
+                (self._load_ended if flight.load else self._save_ended)(t, missed[t.id])
 
-    def _load_ended(self, load: Transfer, missed: dict[int, np.ndarray]) -> None:
+    def _load_ended(self, load: Transfer, missed: list[np.ndarray]) -> None:
+        """missed: of each group, the chunks that did not arrive."""
         self._report.ended[load.id] = 1
         if not load.wait:
             self._received.add(load.request)
-        if not any(len(chunks) for chunks in missed.values()):
+        if not any(map(len, missed)):
             return
         self._report.failed.add(load.request)
         self._load_failed |= load.wait
-        if len(self._parts) == 1:
-            self._bad_blocks |= self._parts[0].blocks_of(load, 0, missed[0])
+        if len(self._groups) == 1:
+            per = self._described.chunk_tokens // self._specs[0].block_size or len(load.blocks[0])
+            blocks = np.asarray(load.blocks[0])
+            lost = blocks[np.isin(np.arange(len(blocks)) // per, missed[0])]
+            self._bad_blocks.update(lost[lost != 0].tolist())
         else:
             self._failed.add(load.request)
 
-    def _save_ended(self, save: Transfer, missed: dict[int, np.ndarray]) -> None:
+    def _save_ended(self, save: Transfer, missed: list[np.ndarray]) -> None:
         self._report.ended[save.id] = 1
-        if any(len(chunks) for chunks in missed.values()):
+        if any(map(len, missed)):
             self._report.refused.add(save.id)
 
 
