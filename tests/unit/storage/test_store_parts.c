@@ -88,10 +88,10 @@ static uint64_t get_batch(struct box *b, uint64_t count)
 {
     struct cairn_get g[KEYS] = {0};
     struct cairn_iov iov[KEYS][2];
-    uint8_t *bytes = malloc(KEYS * (size_t)LEN);
+    uint8_t *bytes = malloc(count * LEN);
     uint64_t hits = 0;
     cr_assert(bytes);
-    memset(bytes, 0xdb, KEYS * (size_t)LEN);
+    memset(bytes, 0xdb, count * LEN);
     for (uint64_t id = 0; id < count; id++) {
         uint8_t *at = bytes + id * LEN;
         iov[id][0] = (struct cairn_iov){.base = at, .len = 777777};
