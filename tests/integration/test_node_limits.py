@@ -371,3 +371,51 @@ def test_redis_py_survives_the_limits(new_node):
     r.set("a", "1")
     time.sleep(0.6)
     assert r.get("a") == b"1"
+
+
+def test_long_replies_to_some_hold_up_neither_short_ones_nor_each_other(new_node):
+    """One client never reads its long replies, one reads slowly: with one network thread the others
+    get theirs all the same, whole and in time."""
+    node = new_node().start("--threads=1", "--ram=256MiB")
+    value = os.urandom(4 << 20)
+    node.redis().set("v", value)
+    reply = b"$%d\r\n%s\r\n" % (len(value), value)
+    stop = threading.Event()
+
+    def crawl(s):
+        while not stop.is_set() and s.recv(64 << 10):
+            time.sleep(0.01)
+
+    def fetch(result):
+        with node.connect() as s:
+            s.settimeout(30)
+            for _ in range(20):
+                s.sendall(b"GET v\r\n" * 4)
+                data = bytearray()
+                while len(data) < 4 * len(reply):
+                    data += s.recv(1 << 20)
+                assert data == reply * 4
+            result.append(True)
+
+    with node.connect() as deaf, node.connect() as slow, node.connect() as short:
+        for s in (deaf, slow):
+            s.sendall(b"GET v\r\n" * 16)
+        crawler = threading.Thread(target=crawl, args=(slow,))
+        crawler.start()
+        done = []
+        fast = [threading.Thread(target=fetch, args=(done,)) for _ in range(3)]
+        begin = time.monotonic()
+        for thread in fast:
+            thread.start()
+        times = []
+        while any(thread.is_alive() for thread in fast):
+            at = time.monotonic()
+            short.sendall(b"PING\r\n")
+            assert short.recv(10) == b"+PONG\r\n"
+            times.append(time.monotonic() - at)
+            time.sleep(0.002)
+        took = time.monotonic() - begin
+        stop.set()
+        crawler.join(30)
+    assert len(done) == 3 and took < 20
+    assert sorted(times)[len(times) // 2] < 0.05

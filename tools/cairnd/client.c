@@ -196,6 +196,7 @@ static void connection_close(struct connection *k)
         return;
     list_leave(&k->c);
     timer_cancel(&k->c.thread->timers, &k->timer);
+    bulk_leave(&k->c.thread->bulk, &k->bulk);
     close(k->c.fd);
     k->c.fd = -1;
     k->events = 0;
@@ -508,6 +509,14 @@ static void parse(struct connection *k, bool readable)
     k->paused = k->c.out.queued > 0;
 }
 
+/* False: it is another's turn to be sent a long reply. A node that ends knows no turns. */
+static bool may_send(struct connection *k)
+{
+    return k->c.out.queued < BULK_BYTES ||
+           atomic_load_explicit(&k->c.node->stopping, memory_order_relaxed) ||
+           bulk_enter(&k->c.thread->bulk, &k->bulk, k->c.thread->now_ns);
+}
+
 static void transmit(struct connection *k)
 {
     struct cairn_out *out = &k->c.out;
@@ -518,12 +527,19 @@ static void transmit(struct connection *k)
     }
     if (!out->queued)
         return;
+    if (!may_send(k)) {
+        k->output_since_ns = 0; /* that nothing is taken is not its fault */
+        return;
+    }
     if (cairn_out_send(out, k->c.fd) == CAIRN_IO)
         k->broken = true;
     count(&k->c.node->stats.bytes_out, out->sent - before);
-    if (!out->queued)
+    if (out->sent != before)
+        bulk_moved(&k->c.thread->bulk, &k->bulk, k->c.thread->now_ns);
+    if (!out->queued) {
+        bulk_leave(&k->c.thread->bulk, &k->bulk);
         k->output_since_ns = 0;
-    else if (out->sent != before || !k->output_since_ns)
+    } else if (out->sent != before || !k->output_since_ns)
         k->output_since_ns = k->c.thread->now_ns;
     if (!out->queued && k->paused && !k->on_worker && !k->room_wait)
         net_make_ready(k);
@@ -563,7 +579,7 @@ static uint64_t deadline(struct connection *k, _Atomic uint64_t **cause)
 static void settle(struct connection *k, uint32_t events)
 {
     struct net_thread *t = k->c.thread;
-    uint32_t want = k->c.out.queued ? EPOLLOUT : 0;
+    uint32_t want = k->c.out.queued && !k->bulk.waiting ? EPOLLOUT : 0;
     if (may_parse(k) && !k->eof)
         want |= EPOLLIN;
     else if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR)) && !k->eof)

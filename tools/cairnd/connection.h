@@ -6,6 +6,7 @@
 #ifndef CAIRN_TOOLS_CAIRND_CONNECTION_H
 #define CAIRN_TOOLS_CAIRND_CONNECTION_H
 
+#include "tools/cairnd/bulk.h"
 #include "tools/cairnd/node.h"
 #include "tools/cairnd/timer.h"
 
@@ -30,6 +31,7 @@ struct net_thread {
     uint32_t count;
     struct connection *graves;   /* ended in this turn, whose events may still name them        */
     struct connection *ready;    /* have more to do although no event will say so               */
+    struct bulk bulk;            /* whose long reply is sent                                    */
     uint64_t now_ns;             /* of this turn                                                */
     uint64_t accept_after_ns;    /* thread 0: no descriptors were left, try again then          */
     uint32_t accept_next;        /* thread 0: who gets the next connection                      */
@@ -57,6 +59,7 @@ struct connection {
     bool is_ready, is_woken;     /* is_woken: under the thread's lock                           */
     bool gone;                   /* everything is given back but this struct                    */
     struct timer timer;
+    struct bulk_place bulk;
     uint32_t events;             /* that epoll watches; 0 = it does not know the descriptor     */
     bool eof;                    /* nothing more will come                                      */
     bool dead;                   /* closed, and a worker still has its call                     */

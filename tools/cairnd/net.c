@@ -271,9 +271,19 @@ static int spin(struct net_thread *t, struct epoll_event *events)
     return n;
 }
 
+static void pass_turn_on(struct net_thread *t)
+{
+    struct bulk_place *next = bulk_next(&t->bulk, t->now_ns);
+    if (next)
+        net_make_ready((struct connection *)((char *)next - offsetof(struct connection, bulk)));
+}
+
 static int wait_for_events(struct net_thread *t, struct epoll_event *events)
 {
+    pass_turn_on(t);
     int timeout = t->ready ? 0 : sleep_ms(t, t->now_ns);
+    if (t->bulk.first && timeout)
+        timeout = 1; /* a turn may have to be ended */
     int n = 0;
     if (timeout && t->worked && spin_begin(t))
         n = spin(t, events);
