@@ -168,7 +168,8 @@ def test_its_threads_outlive_a_node(start, node):
         assert engine.load(key, 1) == 0 and engine.save(prompt(2, 3), 2) == 0
         waited = time.monotonic() - begun
         print(f"a load and a save without the node: {waited:.3f} s")
-        assert waited < 6 and engine.alive()
+        # One deadline of 1 s: what comes after it does not wait.
+        assert waited < 1.9 and engine.alive()
         if node.process.poll() is None:
             node.process.send_signal(signal.SIGCONT)
         else:

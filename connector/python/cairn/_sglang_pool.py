@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,14 +68,14 @@ class StoredPool:
         keys = self.keys(names)
         return store.lookup(keys.reshape(-1, 32)) // len(self._names)
 
-    def held_each(self, store: Store, names: Sequence[str]) -> list[bool]:
+    def held_each(self, store: Store, names: Sequence[str], until: float) -> list[bool]:
         """Which pages are held, the last ones first: those decide how long a prefix may be. What
-        too many gaps leave unknown is said not to be held."""
+        too many gaps, or the time, leave unknown is said not to be held."""
         keys = self.keys(names)[::-1].copy()
         found = [False] * len(names)
         at = 0
         for _ in range(ASKS_MAX):
-            if at >= len(names):
+            if at >= len(names) or time.monotonic() > until:
                 break
             count = store.lookup(keys[at:].reshape(-1, 32)) // len(self._names)
             for i in range(at, at + count):

@@ -44,6 +44,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 KV = "kv"
 TIMEOUT = 5.0
 SAY_SECONDS = 30.0
+# A node waited for so long in vain is not asked for a while: other calls need not wait too.
+FUTILE_SECONDS, REST_SECONDS = 0.8, 2.0
 OURS = ("uri", "domain_key_file", "timeout", "weights")
 SGLANGS = ("backend_name", "module_path", "class_name", "interface_v1", "tp_lcm_size",
            "prefetch_threshold", "prefetch_timeout_base", "prefetch_timeout_per_ki_token",
@@ -89,6 +91,7 @@ class CairnStorage(HiCacheStorage):
         self._epoch: str | None = None  # of weights that have no name
         self._clears = 0
         self._stopped: str | None = None
+        self._rest_until = 0.0
         self._metrics: dict[str, list[Any]] = {"prefetch": [], "backup": []}
         self.counters = dict.fromkeys(("got_pages", "missed_pages", "put_pages", "refused_pages",
                                        "failures"), 0)
@@ -180,11 +183,13 @@ class CairnStorage(HiCacheStorage):
     def batch_exists(self, keys: list[str],
                      extra_info: HiCacheStorageExtraInfo | None = None) -> int:
         store, pool = self._of(KV)
-        if store is None:
+        if store is None or pool is None or self._names is None:
             return 0
-        if self._in_place:
-            return pool.held(store, keys) if pool else 0
-        return store.lookup(self._flat_keys(keys)) if self._names else 0
+        begun = time.monotonic()
+        held = (pool.held(store, keys) if self._in_place else
+                store.lookup(self._flat_keys(keys)))
+        self._went(begun, held > 0)
+        return held
 
     @_answers(_none_of)
     def batch_get_v1(self, keys: list[str], host_indices: Any,
@@ -224,10 +229,15 @@ class CairnStorage(HiCacheStorage):
         if store is None or pool is None:
             return set()
         if transfer.hit_policy == PoolHitPolicy.ALL_PAGES:
-            return set(range(1, pool.held(store, keys) + 1))
+            begun = time.monotonic()
+            held = pool.held(store, keys)
+            self._went(begun, held > 0)
+            return set(range(1, held + 1))
         window = max(1, len(transfer.keys or ()))
-        run, ends = 0, set()
-        for end, held in enumerate(pool.held_each(store, keys), 1):
+        begun, run, ends = time.monotonic(), 0, set()
+        each = pool.held_each(store, keys, begun + FUTILE_SECONDS)
+        self._went(begun, any(each))
+        for end, held in enumerate(each, 1):
             run = run + 1 if held else 0
             if run >= min(window, end):
                 ends.add(end)
@@ -257,24 +267,22 @@ class CairnStorage(HiCacheStorage):
         store, pool = self._of(name)
         if store is None or pool is None:
             return _none_of(keys)
-        begun = time.perf_counter()
+        begun = time.monotonic()
         good = pool.get(store, keys, indices, self._timeout)
-        self._count("prefetch", "got_pages", "missed_pages", good, pool,
-                    time.perf_counter() - begun)
+        self._count("prefetch", "got_pages", "missed_pages", good, pool, begun)
         return good
 
     def _put(self, name: str, keys: list[str], indices: Any, before: str | None) -> list[bool]:
         store, pool = self._of(name)
         if store is None or pool is None:
             return _none_of(keys)
-        begun = time.perf_counter()
+        begun = time.monotonic()
         good = pool.put(store, keys, indices, before, self._timeout)
-        self._count("backup", "put_pages", "refused_pages", good, pool,
-                    time.perf_counter() - begun)
+        self._count("backup", "put_pages", "refused_pages", good, pool, begun)
         return good
 
     def _of(self, name: str) -> tuple[Store | None, StoredPool | None]:
-        if self._stopped or not self._open:
+        if self._stopped or not self._open or time.monotonic() < self._rest_until:
             return None, None
         return self._shared.store, self._pools.get(name)
 
@@ -296,9 +304,11 @@ class CairnStorage(HiCacheStorage):
         if store is None or self._names is None or len(outs) != len(keys) or not keys:
             return [None] * len(keys)
         iov, counts, keep = runs(outs, "target_locations", True)
+        begun = time.monotonic()
         status = store.get_runs(self._flat_keys(keys), iov, counts, identity=self._identity,
                                 timeout=self._timeout)
         del keep
+        self._went(begun, bool((status == _native.OK).any()))
         return [out if s == _native.OK else None for out, s in zip(outs, status.tolist())]
 
     @_answers(lambda *_, **__: False)
@@ -314,9 +324,12 @@ class CairnStorage(HiCacheStorage):
             return False
         iov, counts, keep = runs([v.contiguous() for v in values], "values", False)
         rows = self._flat_keys(keys)
+        begun = time.monotonic()
         status = store.put_runs(rows, iov, counts, identity=self._identity, timeout=self._timeout)
         del keep
-        return all(s in (_native.OK, _native.EXISTS) for s in status.tolist())
+        good = [s in (_native.OK, _native.EXISTS) for s in status.tolist()]
+        self._went(begun, any(good))
+        return all(good)
 
     @_answers(lambda *_, **__: False)
     def exists(self, key: str) -> bool:
@@ -358,14 +371,21 @@ class CairnStorage(HiCacheStorage):
                 logger.exception("cairn: closing the store failed")
 
     def _count(self, kind: str, good_name: str, bad_name: str, good: list[bool],
-               pool: StoredPool, seconds: float) -> None:
+               pool: StoredPool, begun: float) -> None:
         done = sum(good)
+        seconds = self._went(begun, done > 0)
         with self._lock:
             self.counters[good_name] += done
             self.counters[bad_name] += len(good) - done
             if done and self._config.enable_storage_metrics and len(self._metrics[kind]) < 4096:
                 rate = done * pool.pages.page_bytes / max(seconds, 1e-9) / (1 << 30)
                 self._metrics[kind].append((done, rate))
+
+    def _went(self, begun: float, fruitful: bool) -> float:
+        seconds = time.monotonic() - begun
+        if seconds > FUTILE_SECONDS and not fruitful and not self._uri.startswith("embedded:"):
+            self._rest_until = time.monotonic() + REST_SECONDS
+        return seconds
 
     def _say(self, what: str, why: Exception) -> None:
         """Once in a while: the same failure may come with every request."""
