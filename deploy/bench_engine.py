@@ -267,8 +267,8 @@ def faults(b: Bench) -> None:
     ways: list[tuple[str, Callable[[Node], Any]]] = [("killed", killed), ("frozen", frozen),
                                                      ("slow", slow)]
     node = b.node("faults")
-    prompt = b.words[:5 * BLOCK + 60]
     with contextlib.closing(_Ending(node)), b.engine("faults", node.uri) as engine:
+        prompt = b.words[:5 * BLOCK + 60]
         for name, way in ways:
             added, back = [], []
             for _ in range(ROUNDS):
