@@ -301,6 +301,8 @@ static cairn_status adopt(struct cairn_nvme *t, const struct cairn_super_disk *s
                          t->path, size, file_len(t));
     memcpy(t->shape.uuid, s->uuid, sizeof t->shape.uuid);
     t->prewritten = s->prewritten;
+    t->whole_generation = s->closed_generation;
+    t->whole_block = s->closed_block;
     t->created_ns = s->created_ns;
     t->session = s->session + 1;
     t->generation_next = s->generation_next;

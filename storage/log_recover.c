@@ -279,6 +279,59 @@ static uint64_t stages_fill(struct cairn_nvme *t, struct recovery *r, uint32_t b
     return r->io_error ? 0 : have;
 }
 
+/* Is what lies at w->block the chain's end, for all that is known? After a clean close it is. */
+static bool walk_whole(const struct cairn_nvme *t, const struct walk *w)
+{
+    return t->segs[w->seg].generation == t->whole_generation && w->block >= t->whole_block;
+}
+
+/* Looks for a header of the chain behind w->block, and for proof that the chain went on there: a
+ * record that was written when what lies at w->block was durable. 0: none. */
+static uint32_t walk_look(struct cairn_nvme *t, struct recovery *r, const struct walk *w)
+{
+    const struct nvme_seg *s = &t->segs[w->seg];
+    uint64_t end = nvme_seg_first(t, w->seg) + t->seg_blocks - 1, found = 0;
+    uint64_t longest = w->block + (uint64_t)cairn_record_blocks(CAIRN_VALUE_MAX, CAIRN_SIDE_MAX);
+    bool proof = s->generation == t->whole_generation;
+    end = longest < end ? longest + 1 : end;
+    for (uint64_t at = w->block + 1, have; at < end; at += have / CAIRN_BLOCK) {
+        have = stages_fill(t, r, (uint32_t)at, 0, (end - at) * CAIRN_BLOCK);
+        if (!have) {
+            r->io_error = false; /* what is there was not needed before either */
+            return 0;
+        }
+        for (uint64_t i = 0; i < have / CAIRN_BLOCK; i++) {
+            const struct cairn_record_disk *h =
+                (const struct cairn_record_disk *)(const void *)(t->stages + i * CAIRN_BLOCK);
+            if (h->loc.magic != CAIRN_MAGIC_RECORD || h->loc.session < w->session ||
+                !cairn_record_check(h, &t->shape, (uint32_t)(at + i), s->generation))
+                continue;
+            found = found ? found : at + i;
+            proof = proof || h->loc.synced_block > w->block;
+            if (proof)
+                return (uint32_t)found;
+        }
+    }
+    return 0;
+}
+
+/* A header in the middle of the chain was damaged after it was durable: what it named is lost, but
+ * not the tombstones behind it. Nothing is appended to such a segment. */
+static bool walk_over(struct cairn_nvme *t, struct recovery *r, struct walk *w)
+{
+    struct nvme_seg *s = &t->segs[w->seg];
+    uint32_t next = r->io_error || walk_whole(t, w) ? 0 : walk_look(t, r, w);
+    uint32_t end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    if (!next || cairn_footer_blocks(s->count + 1) > end - next)
+        return false;
+    cairn_log(CAIRN_LOG_WARN, "%s: a record in segment %u is damaged and lost", t->path, w->seg);
+    w->f->sums[s->count++] = (struct cairn_summary_disk){
+        .kind = CAIRN_RECORD_HOLE, .block = w->block, .blocks = next - w->block};
+    w->block = next;
+    s->broken = true;
+    return true;
+}
+
 /* Are the bytes behind the header h what it says? */
 static bool payload_ok(struct cairn_nvme *t, struct recovery *r, const struct cairn_record_disk *h)
 {
@@ -389,7 +442,9 @@ static cairn_status walk_segment(struct cairn_nvme *t, struct recovery *r, uint3
     struct nvme_seg *s = &t->segs[seg];
     struct walk w = {.seg = seg, .block = nvme_seg_first(t, seg) + 1, .f = &t->footers[0]};
     s->count = 0;
-    walk_headers(t, r, &w);
+    do {
+        walk_headers(t, r, &w);
+    } while (walk_over(t, r, &w));
     s->next = s->done = w.block;
     if (s->count == 0)
         return r->io_error ? unreadable(t) : CAIRN_OK;

@@ -190,6 +190,7 @@ struct cairn_nvme {
     uint32_t generation_next, generation_reserved;
     uint64_t super_sequence, created_ns;
     uint32_t closed_generation, closed_block; /* for the last superblock */
+    uint32_t whole_generation, whole_block;   /* the same, as the last close left it */
     void *scratch;     /* 512 KiB while the loop does not run, then the zeros to prewrite with */
     uint32_t prewritten;
     bool super_writing, super_dirty;

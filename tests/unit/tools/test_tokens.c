@@ -12,7 +12,7 @@ static void takes(const char *text, size_t len, const uint32_t *want, size_t cou
     uint32_t *tokens = tokens_of_text(text, len, &got, &bad);
     cr_assert(tokens, "'%s' is refused at '%s'", text, bad);
     cr_assert_eq(got, count, "'%s' has %zu tokens", text, got);
-    cr_assert(memcmp(tokens, want, count * sizeof *want) == 0, "'%s'", text);
+    cr_assert(count == 0 || memcmp(tokens, want, count * sizeof *want) == 0, "'%s'", text);
     free(tokens);
 }
 
