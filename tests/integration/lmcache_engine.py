@@ -41,15 +41,18 @@ class Server(Process):
 
     def __init__(self, adapter: dict, port: int, http_port: int, log: Path):
         self.http_port = http_port
+        shm_name = f"cairn_test_{os.getpid()}_{port}"
+        self.shared = Path("/dev/shm") / f"lmcache_l1_pool_{shm_name}"
         super().__init__(log, [
             str(Path(sys.executable).parent / "lmcache"), "server", "--port", str(port),
             "--http-port", str(http_port), "--l1-size-gb", "0.5", "--eviction-policy", "LRU",
-            "--supported-transfer-mode", "auto", "--shm-name", f"cairn_test_{os.getpid()}_{port}",
-            "--disable-metrics", "--l2-adapter", json.dumps(adapter)], subprocess.DEVNULL)
+            "--supported-transfer-mode", "auto", "--shm-name", shm_name, "--disable-metrics",
+            "--l2-adapter", json.dumps(adapter)], subprocess.DEVNULL)
         end = time.monotonic() + PATIENCE
         while self.ask("/healthcheck") is None:
-            assert self.process.poll() is None, f"the server ended\n{self.said()[-4000:]}"
-            assert time.monotonic() < end, f"the server did not start\n{self.said()[-4000:]}"
+            if self.process.poll() is not None or time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"the server did not start\n{self.said()[-4000:]}")
             time.sleep(0.1)
 
     def ask(self, path: str, method: str = "GET") -> str | None:
@@ -60,9 +63,9 @@ class Server(Process):
         except OSError:
             return None
 
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+    def kill(self) -> None:
+        super().kill()
+        self.shared.unlink(missing_ok=True)  # its L1, which a killed server leaves
 
 
 class Engine(Process):
@@ -73,7 +76,11 @@ class Engine(Process):
                          PYTHONHASHSEED="0", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1",
                          VLLM_NO_USAGE_STATS="1", VLLM_CPU_KVCACHE_SPACE="1",
                          TOKENIZERS_PARALLELISM="false", VLLM_ENABLE_V1_MULTIPROCESSING="0")
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self.kill()
+            raise
 
     def _answer(self) -> dict:
         ready = select.select([self.process.stdout], [], [], PATIENCE)[0]
