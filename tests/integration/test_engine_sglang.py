@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -400,6 +401,44 @@ def test_an_update_of_the_weights_is_seen(attach, monkeypatch):
     with pytest.raises(OSError), one._observe_weight_load("disk"):
         raise OSError("an update that fails halfway")
     assert storage.batch_exists(NAMES[:1]) == 0
+
+
+def test_what_an_engine_s_configuration_says_is_in_the_identity(place, monkeypatch):
+    from cairn import _sglang_identity as identity
+    for folder in ("model", "adapter"):
+        (place / folder).mkdir()
+        (place / folder / "config.json").write_text("{}")
+        (place / folder / "weights.safetensors").write_bytes(bytes(5000))
+    given = {"model_path": str(place / "model"), "kv_cache_dtype": "fp8_e4m3",
+             "lora_paths": [SimpleNamespace(lora_path=str(place / "adapter"))]}
+    monkeypatch.setattr(identity.Settings, "__init__", lambda self: None)
+    monkeypatch.setattr(identity.Settings, "__bool__", lambda self: True)
+    monkeypatch.setattr(identity.Settings, "get", lambda self, name: given.get(name))
+
+    def fields():
+        identity.weights_name.cache_clear()
+        return identity.of_engine(sg.config(RAM), None)
+
+    seen = [fields()]
+    assert fields() == seen[0] and cairn.Identity(chunk_tokens=16, **seen[0])
+    changes = [lambda: given.update(kv_cache_dtype="fp8_e5m2"),
+               lambda: given.update(attention_backend="flashinfer"),
+               lambda: given.update(json_model_override_args='{"rope_theta": 2}' * 30),
+               lambda: (place / "model" / "config.json").write_text('{"a": 1}'),
+               lambda: (place / "model" / "weights.safetensors").write_bytes(b"\1" + bytes(4999)),
+               lambda: (place / "adapter" / "weights.safetensors").write_bytes(b"\1" * 5000),
+               lambda: given.update(lora_paths=["name=" + str(place / "model")]),
+               lambda: given.update(lora_paths=None)]
+    for change in changes:
+        change()
+        assert fields() not in seen
+        seen.append(fields())
+    for lost in ({"lora_paths": [{"lora_name": "x"}]}, {"model_path": str(place / "nothing")}):
+        with monkeypatch.context() as patch:
+            for key, value in lost.items():
+                patch.setitem(given, key, value)
+            with pytest.raises(identity.Unsupported, match="have no name"):
+                fields()
 
 
 def test_sglang_s_own_faults(attach, rng):

@@ -12,7 +12,7 @@ from ._sglang_pages import Pages, Unsupported, described
 MIB = 1 << 20
 WHOLE_FILE = 1024 * MIB  # larger files of weights are sampled, and then their time counts too
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-CONFIGURATIONS = ("config.json", "hf_quant_config.json")
+CONFIGURATIONS = ("config.json", "hf_quant_config.json", "adapter_config.json")
 # What of the engine's own configuration changes the bytes of a page.
 SETTINGS = ("kv_cache_dtype", "quantization", "dtype", "attention_backend",
             "prefill_attention_backend", "decode_attention_backend", "json_model_override_args",
@@ -60,6 +60,7 @@ def of_engine(config: Any, given: str | None) -> dict[str, Any]:
         **_of_model(config, settings, given),
         **{name: _short(value) for name, value in found.items() if value not in (None, "", "{}")},
         "quant": settings.get("quantization"),
+        "adapters": _adapters(settings),
         "pp_rank": config.pp_rank,
         "pp_size": config.pp_size,
         "cp_rank": config.attn_cp_rank,
@@ -82,6 +83,21 @@ def of_pool(config: Any, name: str, pool: Any, pages: Pages, chunk_tokens: int,
     if name.startswith("draft") or (packed and packed != pool.layer_num):
         fields |= _of_draft()
     return fields
+
+
+def _adapters(settings: Settings) -> str | None:
+    """SGLang's page hashes name the adapters of its command line by name and path; what is in
+    their files is said here. Those loaded later get names that are never given again."""
+    whole = hashlib.sha256()
+    given = settings.get("lora_paths") or ()
+    for one in given.items() if isinstance(given, dict) else given:
+        path = one[1] if isinstance(one, tuple) else getattr(one, "lora_path", one)
+        if isinstance(path, dict):
+            path = path.get("lora_path")
+        if not path or not isinstance(path, str):
+            raise Unsupported(f"the adapter {one!r} has no path, so its weights have no name")
+        whole.update(weights_name(_folder(path.partition("=")[2] or path, None)).encode())
+    return whole.hexdigest()[:32] if given else None
 
 
 def _short(value: Any) -> str:
