@@ -27,14 +27,20 @@ class EngineError(Exception):
 class EngineProcess:
     def __init__(self, model: Path, uri: str | None, log: Path, *, hash_seed: int = 0,
                  kv_gib: int = 2, multiprocess: bool = False, max_len: int = 8192,
-                 block: int | None = None, blocks: int | None = None) -> None:
+                 block: int | None = None, blocks: int | None = None, ranks: int = 1,
+                 transfer: dict[str, Any] | None = None) -> None:
+        """transfer: the whole configuration of vLLM's connectors, where it is not that of a uri."""
         self.log = log
         env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), HF_HUB_OFFLINE="1",
                    TRANSFORMERS_OFFLINE="1", VLLM_NO_USAGE_STATS="1",
                    VLLM_CPU_KVCACHE_SPACE=str(kv_gib), TOKENIZERS_PARALLELISM="false",
                    VLLM_ENABLE_V1_MULTIPROCESSING="1" if multiprocess else "0")
         given = json.dumps({"model": str(model), "uri": uri, "max_len": max_len, "block": block,
-                            "blocks": blocks})
+                            "blocks": blocks, "ranks": ranks, "transfer": transfer})
+        if ranks > 1:  # vLLM wants each rank's processors named
+            cpus = sorted(os.sched_getaffinity(0))
+            env["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(
+                str(cpus[i % len(cpus)]) for i in range(ranks))
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             self._process = subprocess.Popen(
@@ -132,10 +138,12 @@ class _Server:
         from vllm import LLM
         from vllm.config import KVTransferConfig
         options: dict[str, Any] = {}
-        if given["uri"]:
-            options["kv_transfer_config"] = KVTransferConfig(
-                kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
-                kv_role="kv_both", kv_connector_extra_config={"uri": given["uri"]})
+        if given["transfer"] or given["uri"]:
+            options["kv_transfer_config"] = KVTransferConfig(**(given["transfer"] or {
+                "kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
+                "kv_role": "kv_both", "kv_connector_extra_config": {"uri": given["uri"]}}))
+        if given["ranks"] > 1:
+            options["tensor_parallel_size"] = given["ranks"]
         if given["block"]:
             options["block_size"] = given["block"]
         if given["blocks"]:
@@ -144,7 +152,7 @@ class _Server:
                        seed=0, **options)
         # With vLLM's own engine process these are over there.
         self.halves: dict[str, Any] = {}
-        if given["uri"]:
+        if options.get("kv_transfer_config"):
             from cairn.vllm import connectors
             self.halves = {c.role.name: c for c in connectors()}
         self.count = 0

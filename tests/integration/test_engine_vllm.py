@@ -216,17 +216,17 @@ def test_damage_under_two_requests_at_once(start, words, place):
 
 def test_small_blocks_make_chunks_of_256_tokens(start, words):
     prompt = words[:600]
-    engine = start("small", block=16)
-    assert engine.identity["chunk_tokens"] == "256" and engine.identity["block_tokens"] == "16"
+    engine = start("small", block=32)
+    assert engine.identity["chunk_tokens"] == "256" and engine.identity["block_tokens"] == "32"
     engine.answer(prompt)
     engine.reset()
     loaded = engine.answer(prompt)
     assert hit(loaded, 512)
     # The engine's own hit ends inside a chunk: the rest of that chunk is read as a range.
     engine.reset()
-    assert hit(engine.answer(prompt[:280]), 256)
+    assert hit(engine.answer(prompt[:300]), 256)
     rest = engine.answer(prompt)
-    assert rest["cached_tokens"] == 512 and rest["loaded_tokens"] == 512 - 272
+    assert rest["cached_tokens"] == 512 and rest["loaded_tokens"] == 512 - 288
     assert same(rest, loaded)
     engine.stop()
 
@@ -250,6 +250,53 @@ def test_worker_in_a_process_of_its_own(start, words, place):
     again = engine.answer(prompt)
     assert again["cached_tokens"] == 4 * BLOCK and same(again, own)
     engine.stop()
+
+
+def test_ranks_have_a_part_of_each_chunk(start, words, node):
+    prompt = words[:4 * BLOCK + 60]
+    node.kill()
+    node.start("--ram=512MiB")
+    # Three ranks that spin on two processors leave a lookup little time.
+    engine = start("three", ranks=3, transfer={
+        "kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
+        "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"uri": f"unix:{node.socket}", "lookup_timeout": 20}})
+    engine.answer(prompt)
+    own = engine.answer(prompt)
+    engine.reset()
+    loaded = engine.answer(prompt)
+    assert own["cached_tokens"] == loaded["cached_tokens"] == 4 * BLOCK and same(loaded, own)
+    # A chunk of which a rank's part is gone is no chunk.
+    part = cairn.Identity(**{**engine.identity, "tp_rank": "1"})
+    with cairn.open(f"unix:{node.socket}") as store:
+        assert store.delete(cairn.keys(part, prompt, domain=cairn.PUBLIC)[2:3]) == [True]
+    engine.reset()
+    assert engine.answer(prompt)["cached_tokens"] == 2 * BLOCK
+    engine.reset()
+    assert engine.answer(prompt)["cached_tokens"] == 4 * BLOCK, "computed, and saved again"
+    engine.stop()
+    # What three ranks computed is nothing that one can use.
+    engine = start("one", uri=f"unix:{node.socket}")
+    assert engine.answer(prompt)["cached_tokens"] == 0
+
+
+def test_beside_another_connector(start, words, place):
+    prompt = words[:4 * BLOCK + 60]
+    both = [{"kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
+             "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
+             "kv_connector_extra_config": {"uri": uri}}
+            for uri in ("embedded:?ram=64MiB", f"embedded://{place}?ram=64MiB&disk=512MiB")]
+    engine = start("both", transfer={
+        "kv_connector": "MultiConnector", "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute", "kv_connector_extra_config": {"connectors": both}})
+    engine.answer(prompt)
+    own = engine.answer(prompt)
+    engine.reset()
+    loaded = engine.answer(prompt)
+    assert own["cached_tokens"] == loaded["cached_tokens"] == 4 * BLOCK and same(loaded, own)
+    engine.stop()
+    engine = start("again", uri=f"embedded://{place}?ram=64MiB&disk=512MiB&lock_wait=5s")
+    assert hit(engine.answer(prompt), 4 * BLOCK), "both have saved it"
 
 
 def test_without_a_store_the_engine_answers(start, words, place):

@@ -411,6 +411,31 @@ def test_weights_that_change(rig):
     assert ask_rig(h, tokens, "kept").num_external_cached_tokens == 768
 
 
+def test_weights_that_are_written_over(rig):
+    """As vLLM's worker does it, without a word to a connector."""
+    from cairn._vllm_weights import watch
+
+    class Worker:
+        def update_weights(self, info):
+            return info + 1
+
+    watch(Worker)
+    watch(Worker)
+    h = rig()
+    tokens = tokens_of(h, 14, 800)
+    ask_rig(h, tokens, "old")
+    assert h.scheduler.reset_prefix_cache()
+    assert Worker().update_weights(3) == 4
+    # The first step after it is planned before the scheduler knows.
+    assert ask_rig(h, tokens, "new").num_external_cached_tokens == 768
+    assert h.worker.totals.data["load_misses"] == 3, "but the worker does"
+    assert h.scheduler.connector.scheduler._epoch != ""
+    assert h.scheduler.reset_prefix_cache()
+    ask_rig(h, tokens, "again")
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "kept").num_external_cached_tokens == 768
+
+
 def test_an_abort_at_every_step_leaves_nothing(rig):
     h = rig(extra='{"load": "async"}')
     tokens = tokens_of(h, 5, 900)
@@ -481,6 +506,30 @@ def test_a_prompt_is_handed_from_one_engine_to_another(rig):
     assert stats.num_external_cached_tokens == 850
 
 
+def test_a_step_that_another_connector_loads_for_saves_nothing(rig):
+    h = rig()
+    tokens = tokens_of(h, 15, 700)
+    ask_rig(h, tokens, "hidden", params={"write": False})
+    side = h.scheduler.connector.scheduler
+    matched, build, saves = side.matched, side.build, []
+
+    def lie(request, computed):
+        """As if the engine's own hit were what that connector has promised."""
+        found = matched(request, computed)
+        side._tracked[request.request_id].local = 0
+        return found
+
+    def count(output):
+        step = build(output)
+        if output.total_num_scheduled_tokens:
+            saves.append(len(step.saves))
+        return step
+
+    side.matched, side.build = lie, count
+    ask_rig(h, tokens, "beside", length=5)
+    assert saves[:2] == [0, 1], "and what it was is known in the next step"
+
+
 def test_bypasses(rig):
     h = rig()
     tokens = tokens_of(h, 10, 700)
@@ -527,7 +576,8 @@ def answer(rig, tokens, name):
 
 
 def hits_again(rig, tokens, name):
-    end = time.monotonic() + 5
+    """The client of a node that was gone tries it again after 5 s at most, then it must be filled."""
+    end = time.monotonic() + 10
     for i in range(1000):
         rig.drain()
         assert rig.scheduler.reset_prefix_cache()
@@ -539,25 +589,25 @@ def hits_again(rig, tokens, name):
 
 
 def test_a_node_that_freezes_and_one_that_dies(rig, node):
-    h = rig(uri=f"unix:{node.socket}", extra='{"timeout": 1.0, "lookup_timeout": 0.3}')
+    h = rig(uri=f"unix:{node.socket}", extra='{"timeout": 2.0, "lookup_timeout": 0.5}')
     tokens = tokens_of(h, 13, 900)
     ask_rig(h, tokens, "first")
-    assert h.scheduler.reset_prefix_cache()
-    assert answer(h, tokens, "hit")[1] == 768
+    assert hits_again(h, tokens, "hit")
+    h.drain()
     assert h.scheduler.reset_prefix_cache()
     node.process.send_signal(signal.SIGSTOP)
     waited, loaded = answer(h, tokens, "frozen")
-    assert loaded == 0 and waited < 0.3 + 1.0
+    assert loaded == 0 and waited < 0.5 + 1.0
     for i in range(5):
         waited, loaded = answer(h, tokens_of(h, 20 + i, 500), f"later{i}")
-        assert loaded == 0 and waited < 0.3, "one deadline in total"
+        assert loaded == 0 and waited < 0.5, "one deadline in total"
     node.process.send_signal(signal.SIGCONT)
     assert hits_again(h, tokens, "back")
     node.kill()
     waited, loaded = answer(h, tokens_of(h, 30, 500), "dead")
-    assert loaded == 0 and waited < 0.3 + 1.0
+    assert loaded == 0 and waited < 0.5 + 1.0
     waited, loaded = answer(h, tokens_of(h, 31, 500), "still dead")
-    assert loaded == 0 and waited < 0.3
+    assert loaded == 0 and waited < 0.5
     node.start()
     assert hits_again(h, tokens, "restarted")
 

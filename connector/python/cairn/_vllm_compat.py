@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
+from ._vllm_weights import watch
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -18,6 +20,15 @@ def hit_sources(tokens: int, near: bool) -> dict[Any, int]:
     from vllm.v1.metrics.cache_hit_source import CacheHitSource
     source = CacheHitSource.HOST if near else CacheHitSource.EXTERNAL_UNSPECIFIED
     return {source: tokens} if tokens else {}
+
+
+def watch_worker() -> None:
+    """Counts what writes over weights, in the class that all of vLLM's own workers come from."""
+    try:
+        from vllm.v1.worker.gpu_worker import Worker
+    except ImportError:
+        return  # a platform with workers of its own
+    watch(Worker)
 
 
 def block_table(output: SchedulerOutput, request: str,

@@ -446,6 +446,8 @@ class SchedulerSide:
         if not isinstance(report, Report):
             report = Report()
         self.set_described(report.described)
+        if self._epoch in report.stale:
+            self.reset()
         for name in report.failed:
             tracked = self._tracked.get(name)
             if tracked:

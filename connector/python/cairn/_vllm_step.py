@@ -52,12 +52,14 @@ class Report(KVConnectorWorkerMetadata):
     """What has ended since the last one. ended: transfer id -> ranks that touch its blocks no more.
     failed: requests of loads that did not arrive whole. refused: saves that a rank did not begin
     (its bound was reached). described: in a rank's first report, since inside a MultiConnector
-    what another connector tells at start may come instead."""
+    what another connector tells at start may come instead. stale: epochs whose weights have been
+    written over."""
 
     ended: dict[int, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     described: list[Described] = field(default_factory=list)
+    stale: set[str] = field(default_factory=set)
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> Report:
         assert isinstance(other, Report)
@@ -65,7 +67,7 @@ class Report(KVConnectorWorkerMetadata):
         for name, ranks in other.ended.items():
             ended[name] = ended.get(name, 0) + ranks
         return Report(ended, self.failed | other.failed, self.refused | other.refused,
-                      self.described + other.described)
+                      self.described + other.described, self.stale | other.stale)
 
 
 @dataclass

@@ -27,11 +27,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorBase_V
                                                                KVConnectorRole, SupportsHMA)
 from vllm.logger import init_logger
 
-from ._vllm_compat import hit_sources
+from ._vllm_compat import hit_sources, watch_worker
 from ._vllm_metrics import PromMetrics, Stats
 from ._vllm_options import options_of
 from ._vllm_scheduler import SchedulerSide
 from ._vllm_step import Report, Step
+from ._vllm_weights import Weights
 from ._vllm_worker import WorkerSide
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
             self._recompute(vllm_config.kv_transfer_config)
         else:
             self.worker = WorkerSide(vllm_config, kv_cache_config, options)
+            self._weights = Weights()
+            watch_worker()
         _live.add(self)
 
     @staticmethod
@@ -127,6 +130,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         if isinstance(connector_metadata, Step):
+            self._weights.bind(connector_metadata)
             self.worker.bind(connector_metadata)
 
     @_answers()
@@ -167,7 +171,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
 
     @_answers()
     def build_connector_worker_meta(self) -> Report | None:
-        return self.worker.build_connector_worker_meta()
+        return self._weights.tell(self.worker.build_connector_worker_meta())
 
     # --- both ---
 
