@@ -22,7 +22,7 @@ HARNESS = Path(__file__).with_name("vllm_harness.py")
 MODEL = ROOT / "build" / "model"
 PYTHONS = {"0.28": Path(sys.executable), "0.32": ROOT / "build/venv-0.32/bin/python"}
 FULL = bool(os.environ.get("CAIRN_TEST_FULL"))
-STEPS = 6000 if FULL else 1200
+STEPS = 6000 if FULL else 700
 pytestmark = pytest.mark.timeout(900)
 
 
