@@ -234,7 +234,8 @@ def test_close_waits_for_what_is_on_its_way(store, rng):
 def test_closing_the_store_closes_its_queues(rng):
     store = cairn.open("embedded:?ram=64MiB")
     queue = cairn.Queue(store)
-    queue.submit_put_runs(names(rng, 4), *runs(blocks(rng, 4, 400000)))
+    given = blocks(rng, 4, 400000)
+    queue.submit_put_runs(names(rng, 4), *runs(given), keep=given)
     store.close()
     with pytest.raises(cairn.StateError):
         queue.poll()
