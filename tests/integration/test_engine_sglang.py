@@ -5,6 +5,8 @@ import hashlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -504,6 +506,22 @@ def eventually(true, seconds):
     while not true():
         assert time.monotonic() < end, "not in time"
         time.sleep(0.05)
+
+
+ENDS = """
+import sglang_pools as sg
+from cairn.sglang import CairnStorage
+pool = sg.mha()
+storage = CairnStorage(sg.config("embedded:?ram=64MiB"))
+storage.register_mem_pool_host(pool)
+assert storage.batch_set_v1(["a"], sg.slots(pool, 0)) == [True]
+"""
+
+
+def test_an_engine_that_ends_without_a_detach_is_silent():
+    ended = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True,
+                           cwd=os.path.dirname(__file__))
+    assert ended.returncode == 0 and "ignored" not in ended.stderr, ended.stderr
 
 
 def test_after_kill_and_close(attach, place, rng):

@@ -80,7 +80,8 @@ class Identity:
         return _identity_of, (self.fields,)
 
     def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
+        # Modules may be gone when an interpreter that ends comes to this.
+        if getattr(self, "_handle", None) is not None and getattr(_native, "lib", None):
             _native.lib().cairn_identity_destroy(self._handle)
             self._handle = None
 
