@@ -131,5 +131,6 @@ def test_a_string_is_no_chunk_in_ram_or_on_disk(new_node, place):
             for item in (get_item(name, 14, flags=RANGE), get_item(name, len(secret))):
                 assert k.get(item) == [(MISS, "absent", None)], restart
             assert k.call("CAIRN.SIDE", 2000, name) == [MISS, None]
+            assert k.call("CAIRN.PIN", name) == 0
     with Kv(path=node.socket) as k:
         assert k.call("GET", "key") == secret

@@ -185,7 +185,7 @@ static void connection_free(struct connection *k)
     cairn_out_close(&k->c.out);
     cairn_out_close(&k->call_out);
     memory_change(&k->c, 0 - k->own);
-    kv_client_gone(&k->c);
+    kv_client_gone(&k->c, k->reset);
     cairn_resp_close(&k->c.in);
     net_bury(k);
 }
@@ -317,6 +317,7 @@ static void call_collect(struct connection *k)
     if (k->call_out.failed)
         k->broken = true;
     cairn_out_append(&k->c.out, &k->call_out);
+    kv_client_answered(&k->c);
     request_end(k);
 }
 
@@ -360,6 +361,7 @@ static void execute(struct connection *k)
         call_submit(k);
         return;
     }
+    kv_client_answered(c);
     request_end(k);
     k->clock_ns = cairn_now_ns();
     call_measure(k, since, k->clock_ns);
@@ -437,6 +439,7 @@ static enum arrived receive(struct connection *k, size_t *budget)
     if (!into)
         return SOME; /* the parser says what is wrong */
     bool none = n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR);
+    k->reset = n < 0 && errno == ECONNRESET;
     cairn_resp_filled(&c->in, 0);
     if (n == 0)
         k->eof = true;

@@ -67,6 +67,7 @@ static cairn_status pin_chain(struct call *c, const struct cairn_key *keys, uint
 static void write_lease(void *arg, const struct kv_lease *l)
 {
     struct call *c = arg;
+    c->client->shared->unplaced = l->id;
     const struct kv *kv = c->node->kv;
     cairn_out_array(c->out, 2);
     cairn_out_int(c->out, (int64_t)l->id);

@@ -64,6 +64,7 @@ struct connection {
     bool eof;                    /* nothing more will come                                      */
     bool dead;                   /* closed, and a worker still has its call                     */
     bool broken;                 /* nothing can be sent either                                  */
+    bool reset;                  /* the client closed it with bytes unread                      */
 
     struct block *blocks;
     bool refused;                /* an argument of this request got no memory                   */

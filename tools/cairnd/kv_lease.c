@@ -99,6 +99,7 @@ cairn_status kv_lease_add(struct kv_leases *l, struct kv_lease *lease,
         l->count++;
         l->pins += lease->count;
         lease->id = next_id(l, slot);
+        lease->answer_end = UINT64_MAX; /* it waits for a place in the output */
         ready(arg, lease);
     }
     pthread_mutex_unlock(&l->lock);
@@ -138,15 +139,26 @@ bool kv_lease_release(struct kv_leases *l, uint64_t id)
 
 #define ANY_CLIENT UINT64_MAX
 
-/* Lock held on entry and return. Those of `client` that end at `now` or before. */
-static uint32_t release_some(struct kv_leases *l, uint64_t client, uint64_t now_ns)
+/* Which leases: of a client, that end at `ends_ns` or before, whose answers end at `answer_min` or
+ * behind it. */
+struct which {
+    uint64_t client, ends_ns, answer_min;
+};
+
+static bool is_one(const struct kv_lease *lease, const struct which *w)
+{
+    return (w->client == ANY_CLIENT || lease->client == w->client) &&
+           lease->ends_ns <= w->ends_ns && lease->answer_end >= w->answer_min;
+}
+
+/* Lock held on entry and return. */
+static uint32_t release_some(struct kv_leases *l, const struct which *w)
 {
     struct kv_lease *out = NULL;
     uint32_t released = 0;
     for (uint32_t i = 0; i < l->capacity; i++) {
         struct kv_lease *lease = l->slots[i].lease;
-        if (!lease || (client != ANY_CLIENT && lease->client != client) ||
-            lease->ends_ns > now_ns)
+        if (!lease || !is_one(lease, w))
             continue;
         take_out(l, lease);
         lease->next = out;
@@ -167,7 +179,7 @@ uint32_t kv_leases_end(struct kv_leases *l)
 {
     pthread_mutex_lock(&l->lock);
     l->ended = true;
-    uint32_t released = release_some(l, ANY_CLIENT, KV_LEASE_ENDLESS);
+    uint32_t released = release_some(l, &(struct which){ANY_CLIENT, KV_LEASE_ENDLESS, 0});
     pthread_mutex_unlock(&l->lock);
     return released;
 }
@@ -188,24 +200,35 @@ uint32_t kv_leases_close(struct kv_leases *l)
 uint32_t kv_leases_release_client(struct kv_leases *l, uint64_t client)
 {
     pthread_mutex_lock(&l->lock);
-    uint32_t released = release_some(l, client, KV_LEASE_ENDLESS);
+    uint32_t released = release_some(l, &(struct which){client, KV_LEASE_ENDLESS, 0});
     pthread_mutex_unlock(&l->lock);
     return released;
 }
 
-void kv_leases_closed(struct kv_leases *l, uint64_t client)
+void kv_lease_answered(struct kv_leases *l, uint64_t id, uint64_t answer_end)
 {
     pthread_mutex_lock(&l->lock);
+    struct kv_lease *lease = find(l, id);
+    if (lease)
+        lease->answer_end = answer_end;
+    pthread_mutex_unlock(&l->lock);
+}
+
+uint32_t kv_leases_closed(struct kv_leases *l, uint64_t client, uint64_t taken)
+{
+    pthread_mutex_lock(&l->lock);
+    uint32_t lost = release_some(l, &(struct which){client, KV_LEASE_ENDLESS, taken + 1});
     for (uint32_t i = 0; i < l->capacity; i++)
         if (l->slots[i].lease && l->slots[i].lease->client == client)
             l->slots[i].lease->client = KV_CLOSED;
     pthread_mutex_unlock(&l->lock);
+    return lost;
 }
 
 uint32_t kv_leases_expire(struct kv_leases *l, uint64_t now_ns)
 {
     pthread_mutex_lock(&l->lock);
-    uint32_t released = l->count ? release_some(l, ANY_CLIENT, now_ns) : 0;
+    uint32_t released = l->count ? release_some(l, &(struct which){ANY_CLIENT, now_ns, 0}) : 0;
     pthread_mutex_unlock(&l->lock);
     return released;
 }

@@ -18,6 +18,7 @@ struct kv_lease {
     uint64_t id;      /* unique among its owner's, not 0                                          */
     uint64_t client;  /* over whose connection it was taken, KV_CLOSED once that is closed        */
     uint64_t taken_ns, ends_ns; /* KV_LEASE_ENDLESS: not before it is released                    */
+    uint64_t answer_end; /* of its connection's output, its answer included; see kv_lease_answered */
     uint32_t count;   /* pins */
     uint32_t room;    /* for so many */
     struct kv_lease *next;
@@ -58,8 +59,12 @@ cairn_status kv_lease_add(struct kv_leases *l, struct kv_lease *lease,
 bool kv_lease_release(struct kv_leases *l, uint64_t id);
 /* Those taken over one connection; KV_CLOSED: over any that is closed. */
 uint32_t kv_leases_release_client(struct kv_leases *l, uint64_t client);
-/* The connection is closed; what was leased over it stays. */
-void kv_leases_closed(struct kv_leases *l, uint64_t client);
+/* The answer that tells of it ends with that byte of its connection's output. */
+void kv_lease_answered(struct kv_leases *l, uint64_t id, uint64_t answer_end);
+/* The connection is closed, and its client has taken `taken` bytes of its output at most: what was
+ * leased over it stays, but for leases whose answers it cannot have read. Returns how many those
+ * were. */
+uint32_t kv_leases_closed(struct kv_leases *l, uint64_t client, uint64_t taken);
 /* Those whose time is over. */
 uint32_t kv_leases_expire(struct kv_leases *l, uint64_t now_ns);
 /* Never shortens an endless one. CAIRN_TIMEOUT: it has ended, or never was. */

@@ -287,7 +287,23 @@ struct client_shared *kv_shared(struct client *c)
     return s;
 }
 
-void kv_client_gone(struct client *c)
+void kv_client_answered(struct client *c)
+{
+    struct client_shared *s = c->shared;
+    if (!s || !s->unplaced)
+        return;
+    kv_lease_answered(kv_leases_of(s), s->unplaced, c->out.sent + c->out.queued);
+    s->unplaced = 0;
+}
+
+/* What the client may have read of its output: not what no socket took, and if it left bytes behind,
+ * not the last one. */
+static uint64_t taken_max(const struct client *c, bool unread)
+{
+    return c->out.sent - (unread && c->out.sent > 0);
+}
+
+void kv_client_gone(struct client *c, bool unread)
 {
     struct client_shared *s = c->shared;
     if (!s)
@@ -302,7 +318,8 @@ void kv_client_gone(struct client *c)
     else
         kv->clients = s->next;
     if (s->process) {
-        kv_leases_closed(&s->process->leases, c->id);
+        uint32_t lost = kv_leases_closed(&s->process->leases, c->id, taken_max(c, unread));
+        atomic_fetch_add(&c->node->stats.leases_lost, lost);
         process_leave(kv, s->process);
     }
     kv->window_bytes -= s->window.len;

@@ -36,6 +36,7 @@ struct client_shared {
     bool attached;                     /* the answer to its CAIRN.ATTACH was written */
     struct kv_leases leases;           /* of a client that is not attached */
     struct cairn_mapping window;       /* len 0: none */
+    uint64_t unplaced;                 /* lease whose answer has no place in the output yet, or 0 */
     uint32_t chunk_tokens;             /* of its last CAIRN.IDENTITY, 0 = not known */
 };
 
@@ -71,8 +72,11 @@ struct kv {
 cairn_status kv_start(struct node *n, char *err, size_t err_cap);
 /* After network, workers and HTTP, before the vault is closed. */
 void kv_stop(struct node *n);
-/* The connection is over and nothing of it is left in any output. On its network thread. */
-void kv_client_gone(struct client *c);
+/* The connection is over and nothing of it is left in any output; unread: it was closed with bytes
+ * in its socket that the client had not read. On its network thread. */
+void kv_client_gone(struct client *c, bool unread);
+/* A command of the client was answered: all of that is in its output now. */
+void kv_client_answered(struct client *c);
 
 /* The connection's part, made if it is missing; NULL: no memory. */
 struct client_shared *kv_shared(struct client *c);

@@ -161,7 +161,14 @@ Test(kv_lease, ends_by_time_connection_and_owner)
     cr_assert_eq(kv_leases_expire(&l, now + 999), 0);
     cr_assert_eq(kv_leases_expire(&l, UINT64_MAX - 1), 1);
     cr_assert_eq(kv_leases_release_client(&l, KV_CLOSED), 0);
-    kv_leases_closed(&l, 3);
+    cr_assert_eq(kv_leases_closed(&l, 3, UINT64_MAX - 1), 1, "its answer has no place yet");
+    cr_assert_eq(take(&l, 1, 1, 3, KV_LEASE_ENDLESS, &endless), CAIRN_OK);
+    cr_assert_eq(take(&l, 1, 1, 3, KV_LEASE_ENDLESS, &later), CAIRN_OK);
+    kv_lease_answered(&l, endless, 100);
+    kv_lease_answered(&l, later, 150);
+    cr_assert_eq(kv_leases_closed(&l, 2, 0), 0);
+    cr_assert_eq(kv_leases_closed(&l, 3, 149), 1);
+    cr_assert_not(kv_lease_release(&l, later));
     cr_assert_eq(kv_leases_release_client(&l, 3), 0);
     cr_assert_eq(kv_leases_release_client(&l, KV_CLOSED), 1);
     cr_assert_eq(take(&l, 1, 1, 1, KV_LEASE_ENDLESS, &id), CAIRN_OK);
