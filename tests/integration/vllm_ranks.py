@@ -1,0 +1,56 @@
+"""A real vLLM with three tensor parallel workers and Cairn behind each. A program: MODEL URI;
+prints one JSON object a prompt."""
+import json
+import os
+import sys
+import time
+
+TOKENS = 600
+
+
+def main() -> None:
+    model, uri = sys.argv[1:]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    from vllm import LLM, SamplingParams
+    from vllm.config import KVTransferConfig
+    llm = LLM(model=model, enforce_eager=True, max_model_len=2048, seed=0, tensor_parallel_size=3,
+              kv_transfer_config=KVTransferConfig(
+                  kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
+                  kv_role="kv_both", kv_load_failure_policy="recompute",
+                  kv_connector_extra_config={"uri": uri}))
+    core = llm.llm_engine.engine_core.engine_core
+    from cairn.vllm import connectors
+    (scheduler,) = (c.scheduler for c in connectors())
+    params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=5)
+    prompt = [3 + (i * i + 7 * i) % 990 for i in range(TOKENS)]
+    for what in ("first", "own", "reset", "part deleted"):
+        if what in ("reset", "part deleted"):
+            while core.scheduler.has_requests():
+                llm.llm_engine.step()
+            assert llm.reset_prefix_cache()
+        if what == "part deleted":
+            take = scheduler.store.lease
+
+            def lease(asked, take=take, **more):
+                held = take(asked, **more)
+                if len(held):  # of the last chunk, what the rank in the middle has
+                    scheduler.store.delete([asked[len(held) - 2].tobytes()])
+                return held
+
+            scheduler.store.lease = lease
+        start = time.perf_counter()
+        (output,) = llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+        first = output.outputs[0]
+        answers.write(json.dumps({
+            "what": what, "seconds": time.perf_counter() - start,
+            "cached": output.num_cached_tokens or 0, "tokens": list(first.token_ids),
+            "ranks": len(scheduler._ranks), "stats": scheduler.store.stats()["client"],
+            "logprobs": [{str(t): p.logprob for t, p in step.items()}
+                         for step in first.logprobs or []]}) + "\n")
+        answers.flush()
+    core.shutdown()
+
+
+if __name__ == "__main__":
+    main()
