@@ -1,8 +1,9 @@
 /* When to call a node that may be gone. Closed: every call may. After `failures` of them in a row
  * it opens: no call may until a pause is over; then one may try (half-open). Success closes it;
  * failure opens it again for twice as long. One call that a node left without a word for all its
- * time opens it too: each more would cost as much. Pauses are spread at random, so that a thousand clients
- * do not come back at once. Thread-safe. Times are those of base/clock.h, given by the caller. */
+ * time opens it too: each more would cost as much. Pauses are spread at random, so that a thousand
+ * clients do not come back at once. Thread-safe. Times are those of base/clock.h, given by the
+ * caller. */
 #ifndef CAIRN_TRANSPORT_RETRY_H
 #define CAIRN_TRANSPORT_RETRY_H
 

@@ -463,7 +463,8 @@ class Harness:
         return {"seed": self.o.seed, "steps": self.steps, "requests": self.count,
                 "finished": self.finished, "aborted": self.aborted, "preempted": self.preempted,
                 "failed_loads": self.failed_steps, "resets": self.resets, "flips": self.flips,
-                "tokens_checked": self.model.checked, "hits": self.promised, **self.counted, "store_misses": self.misses()}
+                "tokens_checked": self.model.checked, "hits": self.promised,
+                "store_misses": self.misses(), **self.counted}
 
     def misses(self) -> dict[str, int]:
         """What the store itself counted, by cause."""
