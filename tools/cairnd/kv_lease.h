@@ -18,7 +18,7 @@ struct kv_lease {
     uint64_t id;      /* unique among its owner's, not 0                                          */
     uint64_t client;  /* over whose connection it was taken, KV_CLOSED once that is closed        */
     uint64_t taken_ns, ends_ns; /* KV_LEASE_ENDLESS: not before it is released                    */
-    uint64_t answer_end; /* of its connection's output, its answer included; see kv_lease_answered */
+    uint64_t answer_end; /* in its connection's output; see kv_lease_answered */
     uint32_t count;   /* pins */
     uint32_t room;    /* for so many */
     struct kv_lease *next;

@@ -296,8 +296,8 @@ void kv_client_answered(struct client *c)
     s->unplaced = 0;
 }
 
-/* What the client may have read of its output: not what no socket took, and if it left bytes behind,
- * not the last one. */
+/* What the client may have read of its output: not what no socket took, and if it left bytes
+ * behind, not the last one. */
 static uint64_t taken_max(const struct client *c, bool unread)
 {
     return c->out.sent - (unread && c->out.sent > 0);
