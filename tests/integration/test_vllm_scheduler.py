@@ -576,7 +576,7 @@ def answer(rig, tokens, name):
 
 
 def hits_again(rig, tokens, name):
-    """The client of a node that was gone tries it again after 5 s at most, then it must be filled."""
+    """The client of a node that was gone tries it again after 5 s at most; then it is empty."""
     end = time.monotonic() + 10
     for i in range(1000):
         rig.drain()
@@ -588,6 +588,15 @@ def hits_again(rig, tokens, name):
     return False
 
 
+def freeze(process):
+    """Until all of its threads have stopped, it may still answer."""
+    process.send_signal(signal.SIGSTOP)
+    tasks = Path(f"/proc/{process.pid}/task")
+    while any((task / "stat").read_text().rpartition(")")[2].split()[0] not in "tT"
+              for task in tasks.iterdir()):
+        time.sleep(0.001)
+
+
 def test_a_node_that_freezes_and_one_that_dies(rig, node):
     h = rig(uri=f"unix:{node.socket}", extra='{"timeout": 2.0, "lookup_timeout": 0.5}')
     tokens = tokens_of(h, 13, 900)
@@ -595,7 +604,7 @@ def test_a_node_that_freezes_and_one_that_dies(rig, node):
     assert hits_again(h, tokens, "hit")
     h.drain()
     assert h.scheduler.reset_prefix_cache()
-    node.process.send_signal(signal.SIGSTOP)
+    freeze(node.process)
     waited, loaded = answer(h, tokens, "frozen")
     assert loaded == 0 and waited < 0.5 + 1.0
     for i in range(5):
