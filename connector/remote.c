@@ -13,7 +13,7 @@
 static const struct cairn_breaker_limits breaker_limits = {
     .failures = 3,
     .pause_min_ns = 100 * CAIRN_NS_PER_MS,
-    .pause_max_ns = 5 * CAIRN_NS_PER_S,
+    .pause_max_ns = 2 * CAIRN_NS_PER_S,
     .trial_ns = 10 * CAIRN_NS_PER_S,
 };
 

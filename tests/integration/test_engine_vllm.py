@@ -1,6 +1,7 @@
 """A real vLLM on a real model with Cairn behind it. Log probabilities of a hit are compared bit for
 bit with the engine's own prefix hit of the same prompt and length."""
 import mmap
+import os
 import random
 import sys
 from pathlib import Path
@@ -252,6 +253,9 @@ def test_worker_in_a_process_of_its_own(start, words, place):
     engine.stop()
 
 
+# vLLM 0.28's ranks wait for work by sched_yield in a loop. Where they are more than the processors,
+# Linux 6.18 was seen to leave the node's runnable thread without a processor for 20 s: all misses.
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 4, reason="needs 4 processors: a rank each")
 def test_ranks_have_a_part_of_each_chunk(start, words, node):
     prompt = words[:4 * BLOCK + 60]
     node.kill()

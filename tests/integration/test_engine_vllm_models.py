@@ -75,6 +75,10 @@ def test_several_groups_go_without_the_cache_where_no_failure_can_be_told(place)
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_three_ranks_with_a_part_each(node, version):
+    if version == "0.28" and len(os.sched_getaffinity(0)) < 4:
+        # Its ranks wait by sched_yield in a loop: Linux 6.18 was seen to leave the node's runnable
+        # thread without a processor for 20 s then.
+        pytest.skip("needs 4 processors: vLLM 0.28's ranks leave none to the node")
     if not (ROOT / "build/model/config.json").exists():
         pytest.fail("build/model is missing; tests/run engine or deploy/run converts it")
     first, own, loaded, torn = answers(version, "vllm_ranks.py", ROOT / "build/model",

@@ -576,8 +576,9 @@ def answer(rig, tokens, name):
 
 
 def hits_again(rig, tokens, name):
-    """The client of a node that was gone tries it again after 5 s at most; then it is empty."""
-    end = time.monotonic() + 10
+    """The client of a node that was gone tries it again after 2 s at most; then it is empty. A busy
+    machine takes longer."""
+    end = time.monotonic() + 30
     for i in range(1000):
         rig.drain()
         assert rig.scheduler.reset_prefix_cache()
