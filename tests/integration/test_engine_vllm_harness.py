@@ -71,8 +71,8 @@ def run(version, uri, place, *options, seed=None, steps=STEPS):
     return said
 
 
-def embedded(place, ram="256MiB"):
-    return f"embedded://{place}?ram={ram}&disk=1GiB"
+def embedded(place, ram="256MiB", disk="1GiB"):
+    return f"embedded://{place}?ram={ram}&disk={disk}"
 
 
 @pytest.mark.parametrize("version", PYTHONS)
@@ -89,7 +89,8 @@ def test_a_step_is_planned_ahead(version, place):
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_bytes_of_the_log_are_flipped(version, place):
-    said = run(version, embedded(place, "8MiB"), place, "--log", place / "cairn.log")
+    said = run(version, embedded(place, "8MiB", "64MiB"), place, "--log", place / "cairn.log",
+               steps=2 * STEPS)
     assert said["flips"] > 3
     assert said["store_misses"].get("checksum"), "no damage was met"
 

@@ -439,7 +439,7 @@ class Harness:
             if pause and not self.given:
                 self.reset()
                 pause = False
-            if self.o.log and self.rng.random() < 0.02:
+            if self.o.log and self.rng.random() < 0.1:
                 self.flip()
             self.step()
         self.drain()
