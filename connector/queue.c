@@ -12,6 +12,8 @@
 #include "connector/handle.h"
 
 #define QUEUE_JOBS 256u
+/* Gets go before puts, but not for ever. */
+#define GETS_BEFORE_PUT 16u
 #define PART_BYTES (8ull << 20) /* less is not worth another thread */
 
 enum job_kind { JOB_GET, JOB_PUT };
@@ -45,6 +47,7 @@ struct cairn_pool {
     pthread_cond_t work;
     struct job_list gets, puts; /* of which keys are not taken   */
     uint32_t putting;           /* threads that have part of one */
+    uint32_t before_put;        /* parts of gets that go first   */
     bool closing;
     uint32_t thread_count;
     pthread_t threads[];
@@ -104,10 +107,12 @@ static uint64_t key_bytes(const struct job *j, size_t i)
 static bool take(struct cairn_pool *p, struct part *ret)
 {
     struct job *j = p->gets.head;
-    if (!j && (p->putting == 0 || p->putting + 1 < p->thread_count))
+    bool may_put = p->puts.head && (p->putting == 0 || p->putting + 1 < p->thread_count);
+    if (may_put && (!j || p->before_put == 0))
         j = p->puts.head;
     if (!j)
         return false;
+    p->before_put = j->kind == JOB_PUT ? GETS_BEFORE_PUT : p->before_put - (p->before_put > 0);
     *ret = (struct part){.job = j, .first = j->taken};
     for (uint64_t bytes = 0; j->taken < j->count && bytes < j->part_bytes; ret->count++)
         bytes += key_bytes(j, j->taken++);
@@ -115,8 +120,11 @@ static bool take(struct cairn_pool *p, struct part *ret)
     if (j->kind == JOB_PUT) {
         pop(&p->puts);
         p->putting++;
-    } else if (j->taken == j->count) {
+    } else {
+        /* In turns: a small one does not wait for all of a large one. */
         pop(&p->gets);
+        if (j->taken < j->count)
+            push(&p->gets, j);
     }
     return true;
 }
@@ -214,6 +222,7 @@ static struct cairn_pool *pool_open(struct cairn_store *s)
     if (!p)
         return NULL;
     p->store = s;
+    p->before_put = GETS_BEFORE_PUT;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->work, NULL);
     while (p->thread_count < n &&

@@ -306,12 +306,18 @@ static void dial_failed(struct remote *r)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* A connection for the call; *ret_old: it was made for an earlier one. */
+/* How an attempt went beside its status. */
+struct manner {
+    bool old;    /* on a connection that was made for an earlier call      */
+    bool silent; /* the node gave no sign in all the time that it was given */
+};
+
+/* A connection for the call. */
 static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
-                           struct remote_conn **ret, bool *ret_old)
+                           struct remote_conn **ret, struct manner *m)
 {
     uint64_t now = cairn_now_ns();
-    *ret_old = false;
+    *m = (struct manner){0};
     if (trial) {
         /* What is idle dates from before the node fell silent. */
         drop_idle(r, true);
@@ -320,10 +326,11 @@ static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
     }
     cairn_status st = take(r, deadline_ns, trial, ret);
     if (st || *ret) {
-        *ret_old = true;
+        m->old = true;
         return st;
     }
     st = dial(r, deadline_ns, ret);
+    m->silent = st == CAIRN_TIMEOUT && cairn_now_ns() - now >= r->o.timeout_ns;
     if (st)
         dial_failed(r);
     else if (trial)
@@ -332,15 +339,16 @@ static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
 }
 
 static cairn_status attempt(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns,
-                            bool trial, bool *ret_old)
+                            bool trial, struct manner *m)
 {
     struct remote_conn *c;
-    cairn_status st = obtain(r, deadline_ns, trial, &c, ret_old);
+    cairn_status st = obtain(r, deadline_ns, trial, &c, m);
     if (st)
         return st;
     c->deadline_ns = deadline_ns;
     c->progress_ns = cairn_now_ns();
     st = fn(r, c, arg);
+    m->silent = st == CAIRN_TIMEOUT && cairn_now_ns() - c->progress_ns >= r->o.timeout_ns;
     if (st == CAIRN_OK || st == CAIRN_BUSY)
         give_back(r, c);
     else
@@ -363,13 +371,13 @@ static void failed(struct remote *r, bool silent, uint64_t now_ns)
 }
 
 /* Tells the breaker how it went, if it says anything of the node. */
-static void judge(struct remote *r, cairn_status st, uint64_t begin_ns, bool trial)
+static void judge(struct remote *r, cairn_status st, bool silent, uint64_t begin_ns, bool trial)
 {
     uint64_t now = cairn_now_ns();
     if (st == CAIRN_OK || st == CAIRN_BUSY)
         cairn_breaker_went(&r->breaker, true, now);
     else if (st != CAIRN_NOMEM && (st != CAIRN_TIMEOUT || trial || now - begin_ns > FAILURE_MIN_NS))
-        failed(r, st == CAIRN_TIMEOUT && now - begin_ns >= r->o.timeout_ns, now);
+        failed(r, silent, now);
     if (st == CAIRN_TIMEOUT)
         count(&r->counts.timeouts);
     else if (st == CAIRN_IO || st == CAIRN_CORRUPT)
@@ -381,19 +389,20 @@ static void judge(struct remote *r, cairn_status st, uint64_t begin_ns, bool tri
 cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns)
 {
     uint64_t begin = cairn_now_ns();
-    bool old, trial = !breaker_closed(r);
+    struct manner m;
+    bool trial = !breaker_closed(r);
     count(&r->counts.calls);
     if (!cairn_breaker_may(&r->breaker, begin)) {
         count(&r->counts.refused);
         return CAIRN_NOTFOUND;
     }
-    cairn_status st = attempt(r, fn, arg, deadline_ns, trial, &old);
+    cairn_status st = attempt(r, fn, arg, deadline_ns, trial, &m);
     /* A connection that a restarted node left behind says nothing of the node that is there now. */
-    while (st == CAIRN_IO && old) {
+    while (st == CAIRN_IO && m.old) {
         drop_idle(r, false);
-        st = attempt(r, fn, arg, deadline_ns, false, &old);
+        st = attempt(r, fn, arg, deadline_ns, false, &m);
     }
-    judge(r, st, begin, trial);
+    judge(r, st, m.silent, begin, trial);
     return st;
 }
 

@@ -470,10 +470,15 @@ static cairn_status walk_segments(struct cairn_nvme *t, struct recovery *r)
         for (uint32_t i = next_open(t, generation); i != NVME_SEG_NONE && last;
              i = next_open(t, t->segs[i].generation)) {
             struct walk ahead = {.seg = i, .block = nvme_seg_first(t, i) + 1, .f = &t->footers[1]};
-            walk_headers(t, r, &ahead);
+            /* A damaged header there hides records no less than here. */
+            do
+                walk_headers(t, r, &ahead);
+            while (walk_over(t, r, &ahead));
             last = t->segs[i].count == 0;
             t->segs[i].count = 0;
         }
+        if (r->io_error)
+            return unreadable(t);
         t->footers[0].seg = seg;
         if (last && resumable(t, seg)) {
             t->seg_open = seg;

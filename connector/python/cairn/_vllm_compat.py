@@ -15,6 +15,15 @@ FAILED_REQUESTS_CAN_BE_TOLD = hasattr(base, "KVConnectorTransferResults")
 """A load of a model with several KV groups may fail: block ids cannot say so there."""
 
 
+def windowed(spec: Any) -> bool:
+    """Whether some layers of a group do not keep all of their blocks."""
+    from vllm.v1 import kv_cache_interface as specs
+    if isinstance(spec, specs.UniformTypeKVCacheSpecs):
+        return any(windowed(s) for s in spec.kv_cache_specs.values())
+    kinds = getattr(specs, "RSWASpec", ())
+    return not isinstance(spec, specs.FullAttentionSpec) or isinstance(spec, kinds)
+
+
 def hit_sources(tokens: int, near: bool) -> dict[Any, int]:
     """Newer versions ask where KV came from: what is leased is in this machine's memory."""
     from vllm.v1.metrics.cache_hit_source import CacheHitSource

@@ -4,11 +4,13 @@ ids and what else KV depends on, never by the engine's own hashes, which differ 
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ._vllm_adapters import adapter_name
 from ._vllm_identity import named
 from ._vllm_step import Described
 from .identity import Domain, Identity, key_array, keys, token_array
@@ -33,8 +35,10 @@ class Names:
 
 def named_by_tokens(request: Request) -> bool:
     """Whether tokens and extras() say all that the KV of a request depends on, for its whole life:
-    embeddings have no name, and a session may take tokens back."""
+    embeddings have no name, nor have adapters whose files are elsewhere, and a session may take
+    tokens back."""
     return (request.prompt_embeds is None and request.prompt_token_ids is not None
+            and (request.lora_request is None or adapter_name(request.lora_request) is not None)
             and not getattr(request, "resumable", False))
 
 
@@ -47,8 +51,8 @@ def extras(request: Request, first: int, end: int, chunk_tokens: int) -> dict[in
         if request.cache_salt:
             whole.append(b"vllm cache_salt " + request.cache_salt.encode())
         if request.lora_request is not None:
-            lora = request.lora_request
-            whole.append(b"vllm lora " + lora.lora_name.encode() + b"\0" + lora.lora_path.encode())
+            # One that has lost its name since is named as nothing else ever.
+            whole.append(adapter_name(request.lora_request) or b"vllm lora " + uuid.uuid4().bytes)
         if whole:
             found[0] = whole
     for item in request.mm_features or ():

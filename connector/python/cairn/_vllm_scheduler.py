@@ -14,7 +14,7 @@ from vllm.logger import init_logger
 
 from . import _vllm_store as stores
 from ._vllm_apart import LinkedStore
-from ._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, block_table
+from ._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, block_table, windowed
 from ._vllm_controls import Controls, controls_of
 from ._vllm_events import Events
 from ._vllm_keys import Chain, Names, named_by_tokens
@@ -78,6 +78,7 @@ class SchedulerSide:
     def __init__(self, config: VllmConfig, cache: KVCacheConfig, options: Options) -> None:
         self._config, self._options = config, options
         self._groups = len(cache.kv_cache_groups)
+        self._windowed = self._groups == 1 and windowed(cache.kv_cache_groups[0].kv_cache_spec)
         self._world = config.parallel_config.world_size
         self.store: Any = None
         self.names: Names | None = None
@@ -97,7 +98,8 @@ class SchedulerSide:
         self._stats = Stats()
         self._epoch = ""
         # Steps are planned before the one before is known to have failed.
-        self._ahead = bool(getattr(config.scheduler_config, "async_scheduling", False))
+        self._ahead = (bool(getattr(config.scheduler_config, "async_scheduling", False))
+                       or getattr(config.parallel_config, "pipeline_parallel_size", 1) > 1)
         self._clean = True  # what the engine holds was computed by the weights of this epoch
 
     # --- what the workers say of themselves ---
@@ -124,6 +126,9 @@ class SchedulerSide:
             return f"{len(ranks)} of its {self._world} workers have told what their KV cache is"
         if len({(r.chunk_tokens, tuple(r.block_tokens), len(r.fields)) for r in ranks}) != 1:
             return "its workers differ in their blocks"
+        if self._windowed:
+            return ("all of its layers see a window only: after a load that failed vLLM would go "
+                    "on behind blocks that it no longer has")
         if self._groups > 1 and not FAILED_REQUESTS_CAN_BE_TOLD:
             return ("its model has several KV groups, and this version of vLLM cannot be told that "
                     "a load of such a model failed; vLLM 0.32 can")
@@ -513,9 +518,8 @@ class SchedulerSide:
             tracked.promise = None
         if self.names is not None:
             self.names = Names(self._ranks, self._epoch, self._options.domain)
-        pool = self._saves.pool
         self._events.forget()
-        self._clean = pool is None or pool.get_num_free_blocks() >= pool.num_gpu_blocks - 1
+        self._clean = self._emptied()
         if not self._clean:
             logger.warning("cairn: the engine could not empty its own prefix cache, so nothing is "
                            "saved until it is reset again")
