@@ -88,7 +88,7 @@ class Lookups:
         if not self.slow:
             logger.warning("cairn: the store did not answer a lookup in %.1f s; requests go on "
                            "without it until it does", self._timeout)
-        self.slow = True
+            self.slow = True
         self.late += 1
         self.drop(question)
         return False
@@ -110,7 +110,7 @@ class Lookups:
             try:
                 item = self._asked.get(timeout=PROBE_SECONDS if self.slow else None)
             except queue.Empty:
-                self._timed(lambda: self._store.lookup(np.ones((1, 32), np.uint8)))
+                self._timed(self._probe)
                 continue
             if item is None:
                 return
@@ -119,10 +119,16 @@ class Lookups:
                 continue
             if not item.dropped:
                 self._timed(lambda: self._answer(item))
+            elif self.slow:
+                # Requests that come one after another leave no pause in which to ask.
+                self._timed(self._probe)
             item.answered = time.monotonic()
             item.done.set()
             with self._lock:
                 self._waiting -= 1
+
+    def _probe(self) -> None:
+        self._store.lookup(np.ones((1, 32), np.uint8))
 
     def _timed(self, call: Any) -> None:
         start = time.monotonic()
