@@ -427,7 +427,7 @@ static void finish_next(struct get_run *r)
     enum cairn_cause cause = begin >= r->deadline_ns && r->next ? CAIRN_CAUSE_DEADLINE
                                                                 : finish(r, f, g);
     if (worth_retry(f, cause)) {
-        /* A bad read that the second heals is no miss, and one that it does not heal is only one. */
+        /* A bad read that the second heals is no miss, and one that it does not is only one. */
         if (!f->bad || !f->disk)
             count_miss(v, cause);
         cause = retry(r, f, g);
