@@ -1,4 +1,4 @@
-"""What a cache behind a real vLLM costs and gives: `cairn bench engine`.
+"""What a cache behind a real vLLM costs and gives.
 
 Each figure is a median of interleaved runs of engines in processes of their own, one without a
 connector and one with Cairn's node behind it. The times are to the first token; every hit's log
@@ -77,7 +77,8 @@ class Bench:
         engine = EngineProcess(self.model, uri, self.out / f"{self.count}-{name}.log", **options)
         if not self.words:
             self.words = engine.tokens(DOCUMENT.read_text())
-        engine.answer(self.unique(LONG), max_tokens=2)  # a first answer is slower than all others
+        # A first answer is slower than all others.
+        engine.answer(self.unique(options.get("max_len", 2 * LONG) // 2), max_tokens=2)
         return engine
 
     def unique(self, length: int) -> list[int]:
@@ -193,6 +194,7 @@ class _Ending:
 
 
 USERS, TURNS, FIRST, TURN, SAID = 8, 6, 640, 128, 32
+TALK_TOKENS = 2048  # more than one conversation has at its end
 BLOCK = 128
 
 
@@ -214,8 +216,8 @@ def conversations(b: Bench) -> None:
     need = USERS * -(-(FIRST + TURNS * (TURN + SAID)) // BLOCK)
     node = b.node("talk")
     with contextlib.closing(_Ending(node)), \
-            b.engine("talk-off", None, blocks=need // 3) as off, \
-            b.engine("talk-on", node.uri, blocks=need // 3) as on:
+            b.engine("talk-off", None, blocks=need // 3, max_len=TALK_TOKENS) as off, \
+            b.engine("talk-on", node.uri, blocks=need // 3, max_len=TALK_TOKENS) as on:
         found = []
         for i in range(ROUNDS):
             pair = (talk(b, off, i), talk(b, on, i)) if i % 2 else \

@@ -7,11 +7,10 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from ._sglang_pages import Pages, Unsupported, described
+from ._model_files import digest_of, folder_of, weight_files
+from ._sglang_pages import Pages, described
+from .errors import Unsupported
 
-MIB = 1 << 20
-WHOLE_FILE = 1024 * MIB  # larger files of weights are sampled, and then their time counts too
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 CONFIGURATIONS = ("config.json", "hf_quant_config.json", "adapter_config.json")
 # What of the engine's own configuration changes the bytes of a page.
 SETTINGS = ("kv_cache_dtype", "quantization", "dtype", "attention_backend",
@@ -96,7 +95,7 @@ def _adapters(settings: Settings) -> str | None:
             path = path.get("lora_path")
         if not path or not isinstance(path, str):
             raise Unsupported(f"the adapter {one!r} has no path, so its weights have no name")
-        whole.update(weights_name(_folder(path.partition("=")[2] or path, None)).encode())
+        whole.update(weights_name(folder_of(path.partition("=")[2] or path, None)).encode())
     return whole.hexdigest()[:32] if given else None
 
 
@@ -114,9 +113,9 @@ def _of_model(config: Any, settings: Settings, given: str | None) -> dict[str, A
     if not settings:
         raise Unsupported("the weights of its model have no name: give \"weights\" in the extra "
                           "configuration")
-    folder = _folder(path, settings.get("revision"))
+    folder = folder_of(path, settings.get("revision"))
     if settings.get("load_format") == "dummy":
-        weights = f"dummy {settings.get('random_seed')} {_digest(_configurations(folder))}"
+        weights = f"dummy {settings.get('random_seed')} {digest_of(_configurations(folder))}"
     else:
         weights = weights_name(folder)
     return {"model": folder.name if Path(path).exists() else path, "weights": weights}
@@ -128,20 +127,8 @@ def _of_draft() -> dict[str, Any]:
     fields = {"draft_algorithm": settings.get("speculative_algorithm")}
     if path:
         revision = settings.get("speculative_draft_model_revision")
-        fields["draft_weights"] = weights_name(_folder(path, revision))
+        fields["draft_weights"] = weights_name(folder_of(path, revision))
     return fields
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    path = Path(name)
-    if path.exists():
-        return path.resolve()
-    try:
-        from huggingface_hub import snapshot_download
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception as why:
-        raise Unsupported(f"the files of {name} are not found, so its weights have no name; give "
-                          f"\"weights\" in the extra configuration: {why}") from why
 
 
 def _configurations(model: Path) -> list[Path]:
@@ -150,31 +137,8 @@ def _configurations(model: Path) -> list[Path]:
 
 @functools.lru_cache
 def weights_name(model: Path) -> str:
-    """A name for what a model computes: its configuration and the bytes of its weights, or, of
-    large files, samples and the file's time."""
-    files = [model] if model.is_file() else sorted(
-        f for f in model.rglob("*") if f.suffix in WEIGHTS and f.is_file())
-    if not files:
-        raise Unsupported(f"{model} has no file of weights; give \"weights\" in the extra "
-                          "configuration")
-    return _digest(_configurations(model) + files)
-
-
-def _digest(files: list[Path]) -> str:
-    whole = hashlib.sha256()
-    for file in files:
-        info = file.stat()
-        whole.update(f"{file.name}\0{info.st_size}\0".encode())
-        with file.open("rb", buffering=0) as f:
-            if info.st_size <= WHOLE_FILE:
-                step, piece = 16 * MIB, 16 * MIB
-            else:
-                step, piece = 64 * MIB, MIB
-                whole.update(f"{info.st_mtime_ns}\0".encode())
-            for at in range(0, info.st_size, step):
-                f.seek(at)
-                whole.update(f.read(piece))
-    return whole.hexdigest()[:32]
+    """A name for what a model computes: its configuration and its weights."""
+    return digest_of(_configurations(model) + weight_files(model))
 
 
 def _version() -> str:

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from .errors import Unsupported
+
 PROBES = 16
-
-
-class Unsupported(Exception):
-    """This pool goes on without the store; the text says why."""
 
 
 def page_tokens(pool: Any) -> int:

@@ -8,7 +8,7 @@ import logging
 import threading
 
 from .errors import Error, InvalidError
-from .store import Store, open as store_open
+from .store import Store, finish, open as store_open
 
 logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 8.0  # SGLang waits 10 s for what it detaches
@@ -47,17 +47,8 @@ class SharedStore:
     def close(self) -> None:
         self._ended.set()
         store, self.store = self.store, None
-        if store is None:
-            return
-        try:
-            if self.uri.startswith("embedded:") and store.stats().get("disk"):
-                store.flush(FLUSH_SECONDS)
-        except Error as why:
-            logger.warning("cairn: not all of the cache could be made durable: %s", why)
-        try:
-            store.close()
-        except Error as why:
-            logger.warning("cairn: %s", why)
+        if store is not None:
+            finish(store, FLUSH_SECONDS, logger)
 
 
 _lock = threading.Lock()

@@ -3,14 +3,14 @@ by the first two alone, which is enough for a cache that ends with the process."
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from pathlib import Path
 from typing import Any
 
-PIECE = 16 << 20
+from ._model_files import digest_of
+
 _lock = threading.Lock()
-_known: dict[str, tuple[Any, bytes | None]] = {}  # path: what its files looked like, their digest
+_known: dict[str, tuple[Any, str | None]] = {}  # path: what its files looked like, their digest
 
 
 def adapter_name(lora: Any) -> bytes | None:
@@ -23,7 +23,7 @@ def adapter_name(lora: Any) -> bytes | None:
         with _lock:
             seen = _known.get(lora.lora_path)
             if seen is None:
-                seen = look, _digest(files)
+                seen = look, digest_of(files)
             elif seen[0] != look or getattr(lora, "load_inplace", False):
                 seen = look, None
             _known[lora.lora_path] = seen
@@ -31,7 +31,7 @@ def adapter_name(lora: Any) -> bytes | None:
         return None
     if seen[1] is None:
         return None
-    return b"vllm lora %b\0%b\0%b" % (lora.lora_name.encode(), lora.lora_path.encode(), seen[1])
+    return f"vllm lora {lora.lora_name}\0{lora.lora_path}\0{seen[1]}".encode()
 
 
 def _files(path: Path) -> list[Path]:
@@ -39,13 +39,3 @@ def _files(path: Path) -> list[Path]:
     if not files:
         raise FileNotFoundError(path)
     return files
-
-
-def _digest(files: list[Path]) -> bytes:
-    whole = hashlib.sha256()
-    for file in files:
-        whole.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb", buffering=0) as f:
-            while piece := f.read(PIECE):
-                whole.update(piece)
-    return whole.digest()

@@ -3,20 +3,18 @@ them: versions share what they compute if and only if their pages have the same 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._vllm_pages import GroupPages, Unsupported, digest
+from ._model_files import digest_of, folder_of, weight_files
+from ._vllm_pages import GroupPages, digest
+from .errors import Unsupported
 from .identity import Identity
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-MIB = 1 << 20
-WHOLE_FILE = 1024 * MIB  # larger files of weights are sampled, and then their time counts too
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 # Of a model's configuration: what says nothing about what it computes.
 NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_model_name_or_path")
 
@@ -29,11 +27,11 @@ def named(fields: dict[str, Any], epoch: str) -> Identity:
 def describe(config: VllmConfig, specs: list[Any], pages: list[GroupPages],
              chunk_tokens: int) -> list[dict[str, Any]]:
     """The identity fields of every KV group of this rank."""
-    common = _of_model(config) | _of_rank(config) | {"chunk_tokens": chunk_tokens}
+    common = of_model(config) | _of_rank(config) | {"chunk_tokens": chunk_tokens}
     return [common | _of_group(config, spec, group) for spec, group in zip(specs, pages)]
 
 
-def _of_model(config: VllmConfig) -> dict[str, Any]:
+def of_model(config: VllmConfig) -> dict[str, Any]:
     model, cache = config.model_config, config.cache_config
     if getattr(cache, "calculate_kv_scales", False):
         raise Unsupported("calculate_kv_scales makes scales of the first request, which nothing "
@@ -43,7 +41,8 @@ def _of_model(config: VllmConfig) -> dict[str, Any]:
     kept = str(cache.cache_dtype)
     return {
         "model": Path(model.model).resolve().name if Path(model.model).exists() else model.model,
-        "weights": "dummy" if dummy else _weights(_folder(model)),
+        "weights": "dummy" if dummy else digest_of(weight_files(
+            folder_of(model.model, model.revision))),
         "quant": model.quantization,
         "compute_dtype": str(model.dtype).removeprefix("torch."),
         "cache_dtype": None if kept == "auto" else kept,
@@ -99,37 +98,3 @@ def _backend(config: VllmConfig, spec: Any, pages: GroupPages) -> tuple[str | No
     if "CPU_ATTN" in backends and not kinds:
         raise Unsupported("this vLLM does not say how it orders the bytes of a page")
     return " ".join(backends) or None, "/".join([*sorted(kinds), capability])
-
-
-def _folder(model: Any) -> Path:
-    path = Path(model.model)
-    if path.exists():
-        return path.resolve()
-    try:
-        from huggingface_hub import snapshot_download
-        return Path(snapshot_download(model.model, revision=model.revision, local_files_only=True))
-    except Exception as why:
-        raise Unsupported(f"the files of {model.model} are not found, so its weights have no name: "
-                          f"{why}") from why
-
-
-def _weights(model: Path) -> str:
-    """A name for the weights: their bytes, or, of large files, samples and the file's time."""
-    files = [model] if model.is_file() else sorted(
-        f for f in model.rglob("*") if f.suffix in WEIGHTS and f.is_file())
-    if not files:
-        raise Unsupported(f"{model} has no file of weights")
-    whole = hashlib.sha256()
-    for file in files:
-        info = file.stat()
-        whole.update(f"{file.name}\0{info.st_size}\0".encode())
-        with file.open("rb", buffering=0) as f:
-            if info.st_size <= WHOLE_FILE:
-                step, piece = 16 * MIB, 16 * MIB
-            else:
-                step, piece = 64 * MIB, MIB
-                whole.update(f"{info.st_mtime_ns}\0".encode())
-            for at in range(0, info.st_size, step):
-                f.seek(at)
-                whole.update(f.read(piece))
-    return whole.hexdigest()[:32]

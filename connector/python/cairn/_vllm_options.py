@@ -6,11 +6,10 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InvalidError
-from .identity import PUBLIC, Domain
+from .identity import PUBLIC, Domain, domain_of_file
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -61,7 +60,7 @@ def options_of(config: VllmConfig) -> Options:
     read: dict[str, Any] = {"uri": uri}
     for name, value in given.items():
         if name == "domain_key_file":
-            read["domain"] = _domain_key(value)
+            read["domain"] = domain_of_file(value)
         elif name in ("timeout", "lookup_timeout"):
             read[name] = _number(name, value, float, 0.001)
         elif name == "min_tokens":
@@ -94,16 +93,6 @@ def _one_of(name: str, value: Any, known: tuple[str, ...]) -> str:
     if value not in known:
         raise InvalidError(f"{name} is {value!r}; give {', '.join(map(repr, known))}")
     return str(value)
-
-
-def _domain_key(path: Any) -> bytes:
-    try:
-        key = Path(path).read_bytes()
-    except (OSError, TypeError) as why:
-        raise InvalidError(f"domain_key_file cannot be read: {why}") from why
-    if not 1 <= len(key) <= 64:
-        raise InvalidError(f"domain_key_file has {len(key)} bytes; it must have 1 to 64")
-    return key
 
 
 def refusal(config: VllmConfig) -> str | None:

@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .errors import Unsupported
+
 if TYPE_CHECKING:
     import torch
-
-
-class Unsupported(Exception):
-    """The engine goes on without the cache; the text says why."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from .errors import Error
-from .store import Store, open as store_open
+from .store import Store, finish, open as store_open
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,19 +42,7 @@ def release(uri: str) -> None:
             return
         del _stores[uri]
         # Under the lock: who opens it next waits until the log is free.
-        _finish(store)
-
-
-def _finish(store: Store) -> None:
-    try:
-        if store.uri.startswith("embedded:") and store.stats().get("disk"):
-            store.flush(FLUSH_SECONDS)
-    except Error as why:
-        logger.warning("cairn: not all of the cache could be made durable: %s", why)
-    try:
-        store.close()
-    except Error as why:
-        logger.warning("cairn: %s", why)
+        finish(store, FLUSH_SECONDS, logger)
 
 
 @atexit.register
@@ -64,4 +51,4 @@ def _finish_all() -> None:
     with _lock:
         while _stores:
             _, (store, _) = _stores.popitem()
-            _finish(store)
+            finish(store, FLUSH_SECONDS, logger)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import _native
-from ._vllm_identity import _of_model as of_model
+from ._vllm_identity import of_model
 from ._vllm_pages import digest
 from ._vllm_tier_compat import kv_layout
 from .errors import InvalidError

@@ -23,10 +23,10 @@ from ._vllm_identity import describe, named
 from ._vllm_apart import Listener
 from ._vllm_metrics import Stats
 from ._vllm_options import Options, refusal
-from ._vllm_pages import GroupPages, Unsupported, group_pages
+from ._vllm_pages import GroupPages, group_pages
 from ._vllm_rows import Part, Rows, together
 from ._vllm_step import Described, Report, Step, Transfer
-from .errors import Error, InvalidError
+from .errors import Error, InvalidError, Unsupported
 from .queue import Queue
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""One exception a status of the C library."""
+"""One exception a status of the C library, and one of the engines' plug-ins."""
 
 from __future__ import annotations
 
@@ -95,6 +95,10 @@ class StateError(Error):
     """Closed, or used in a child after fork."""
 
     status = -41
+
+
+class Unsupported(Exception):
+    """An engine, or a part of it, goes on without the cache; the text says why."""
 
 
 BY_STATUS: dict[int, type[Error]] = {c.status: c for c in Error.__subclasses__()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -22,6 +23,17 @@ class PublicDomain:
 PUBLIC = PublicDomain()
 Domain = bytes | PublicDomain
 Extras = Mapping[int, "bytes | str | Sequence[bytes | str]"]
+
+
+def domain_of_file(path: Any) -> Domain:
+    """The domain of the secret bytes in a file, which options call domain_key_file."""
+    try:
+        key = Path(path).read_bytes()
+    except (OSError, TypeError) as why:
+        raise InvalidError(f"domain_key_file cannot be read: {why}") from why
+    if not 1 <= len(key) <= 64:
+        raise InvalidError(f"domain_key_file has {len(key)} bytes; it must have 1 to 64")
+    return key
 
 
 def _field_text(name: str, value: Any) -> bytes:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ import numpy as np
 from . import _native
 from ._lmcache_names import Names
 from .errors import BusyError, InvalidError, IoError, NotFoundError, StateError, TimeoutError
-from .identity import PUBLIC, Domain, Identity
+from .identity import PUBLIC, Identity, domain_of_file
 from .queue import Queue
 from .store import Store, open as store_open
 
@@ -385,19 +384,9 @@ def _options(given: dict[str, Any]) -> tuple[str, Names, float]:
             not 0 < timeout <= TIMEOUT_MAX:
         raise InvalidError(f"timeout is {timeout!r}; give seconds, above 0 and at most "
                            f"{TIMEOUT_MAX:.0f}")
-    return uri, Names(given.get("identity"), _domain(given.get("domain_key_file"))), float(timeout)
-
-
-def _domain(path: Any) -> Domain:
-    if path is None:
-        return PUBLIC
-    try:
-        key = Path(path).read_bytes()
-    except (OSError, TypeError) as why:
-        raise InvalidError(f"domain_key_file cannot be read: {why}") from why
-    if not 1 <= len(key) <= 64:
-        raise InvalidError(f"domain_key_file holds {len(key)} bytes; it must hold 1 to 64")
-    return key
+    file = given.get("domain_key_file")
+    domain = PUBLIC if file is None else domain_of_file(file)
+    return uri, Names(given.get("identity"), domain), float(timeout)
 
 
 def _run(buf: memoryview, writable: bool) -> tuple[int, int]:

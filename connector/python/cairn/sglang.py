@@ -21,7 +21,6 @@ import threading
 import time
 import uuid
 import weakref
-from pathlib import Path
 from typing import Any, TypeVar
 from collections.abc import Callable, Sequence
 
@@ -31,12 +30,12 @@ from sglang.srt.mem_cache.hicache_storage import (HiCacheStorage, HiCacheStorage
 
 from . import _native
 from ._sglang_identity import Settings, of_engine, of_pool, replicated
-from ._sglang_pages import Unsupported, is_logical, page_tokens, pages_of
+from ._sglang_pages import is_logical, page_tokens, pages_of
 from ._sglang_pool import Names, StoredPool
 from ._sglang_store import acquire, release
 from .buffers import runs
-from .errors import Error, InvalidError
-from .identity import PUBLIC, Domain, Identity, key_array
+from .errors import Error, InvalidError, Unsupported
+from .identity import PUBLIC, Domain, Identity, domain_of_file, key_array
 from .store import Store
 
 logger = logging.getLogger(__name__)
@@ -421,14 +420,7 @@ def _options(config: HiCacheStorageConfig,
         raise InvalidError(f"\"timeout\" is {timeout!r}; give seconds above 0 and up to 60")
     if weights is not None and (not isinstance(weights, str) or not weights):
         raise InvalidError(f"\"weights\" is {weights!r}; give a name, for instance the revision")
-    domain: Domain = PUBLIC
-    if "domain_key_file" in extra:
-        try:
-            domain = Path(extra["domain_key_file"]).read_bytes()
-        except (OSError, TypeError) as why:
-            raise InvalidError(f"domain_key_file cannot be read: {why}") from why
-        if not 1 <= len(domain) <= 64:
-            raise InvalidError("domain_key_file must hold 1 to 64 bytes")
+    domain = domain_of_file(extra["domain_key_file"]) if "domain_key_file" in extra else PUBLIC
     return uri, domain, float(timeout), weights
 
 

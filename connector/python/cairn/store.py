@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import threading
 import weakref
@@ -16,7 +17,7 @@ import numpy as np
 from . import _native
 from ._batch import get_batch, put_batch
 from .buffers import runs, value_bytes
-from .errors import InvalidError, MissError, StateError, TooBigError, error
+from .errors import Error, InvalidError, MissError, StateError, TooBigError, error
 from .identity import Identity, key_array
 
 FLUSH_TIMEOUT = 600.0
@@ -349,6 +350,20 @@ def open(uri: str, *, timeout: float = 30.0) -> Store:
     the options. timeout: seconds that put, get, lease and delete wait at most, where they are not
     told otherwise. A node that goes away later is no error: gets miss, puts are refused."""
     return Store(uri, timeout=timeout)
+
+
+def finish(store: Store, seconds: float, log: logging.Logger) -> None:
+    """The end of an engine's store: what an embedded one holds is made durable, then it is closed.
+    What goes wrong is a line in the log."""
+    try:
+        if store.uri.startswith("embedded:") and store.stats().get("disk"):
+            store.flush(seconds)
+    except Error as why:
+        log.warning("cairn: not all of the cache could be made durable: %s", why)
+    try:
+        store.close()
+    except Error as why:
+        log.warning("cairn: %s", why)
 
 
 def options_help() -> str:

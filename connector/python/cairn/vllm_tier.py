@@ -32,12 +32,11 @@ from vllm.v1.kv_offload.base import (Locality, LookupResult, Medium, OffloadingC
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
 from . import _vllm_tier_compat as compat
-from ._vllm_options import _domain_key as domain_key
 from ._vllm_tier_lookup import GROUP_BYTES, Breaker, Lookups
 from ._vllm_tier_names import Names, identity_of
 from ._vllm_tier_transfers import WORKERS, Job, Rows, Transfers
 from .errors import Error, InvalidError
-from .identity import PUBLIC
+from .identity import PUBLIC, domain_of_file
 from .store import Store, open as store_open
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ class CairnTier(SecondaryTierManager):
         identity = identity_of(offloading_spec.config, compat.engine_config(), self._rows.bytes,
                                options.get("identity", {}))
         file = options.get("domain_key_file")
-        self._names = Names(identity, PUBLIC if file is None else domain_key(file))
+        self._names = Names(identity, PUBLIC if file is None else domain_of_file(file))
         self._noted: Names | None = None
         events = options.get("enable_kv_events", False)
         self._events: list[OffloadingEvent] | None = (
