@@ -170,6 +170,18 @@ def test_chat_and_streams(pair):
         "cairn": {"write": False, "tokens": 19, "tail": True}}}
 
 
+def test_a_client_that_knows_no_chunks(pair):
+    """HTTP/1.0, as proxies speak it: the end of the connection is the end of the answer."""
+    client, prefill, decode = pair()
+    body = b'{"prompt": "a", "stream": true}'
+    with socket.create_connection(("127.0.0.1", client.port), 20) as s:
+        s.sendall(b"POST /v1/completions HTTP/1.0\r\nConnection: keep-alive\r\n"
+                  b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        head, _, said = s.makefile("rb").read().partition(b"\r\n\r\n")
+    assert b" 200 " in head and b"Connection: close" in head and b"chunked" not in head
+    assert said == b"data: a\n\ndata: b\n\ndata: [DONE]\n\n"
+
+
 @pytest.mark.parametrize("asked", [
     {"prompt": ["one", "two"]}, {"prompt": [[1, 2], [3]]}, {"prompt": []},
     {"prompt": "one", "prompt_logprobs": 2}, {"prompt": "one", "use_beam_search": True},
@@ -311,6 +323,7 @@ def test_bad_messages(pair):
     head = "POST /v1/completions HTTP/1.1\r\nHost: a\r\n"
     for text, status in ((head + "\r\n", b" 411 "), (head + "Content-Length: x\r\n\r\n", b" 411 "),
                          (head + "Content-Length: 99999999999\r\n\r\n", b" 413 "),
+                         (head + f"Content-Length: {'9' * 5000}\r\n\r\n", b" 413 "),
                          (head + "Content-Length: 10\r\n\r\n{}", b" 400 "),
                          ("GARBAGE\r\n\r\n", b" 400 "), ("PUT /health HTTP/1.1\r\n\r\n", b" 501 ")):
         with socket.create_connection(("127.0.0.1", client.port), 10) as s:

@@ -28,6 +28,7 @@ CONNECT_SECONDS = 2.0
 PAUSE_FIRST, PAUSE_LAST = 0.5, 10.0
 PIECE = 64 << 10
 BODY_MAX = 64 << 20
+DIGITS = 18
 # Of a message, these belong to one connection.
 HOP = {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
        "transfer-encoding", "upgrade", "content-length", "host", "expect", "accept-encoding"}
@@ -228,8 +229,8 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not length.isascii() or not length.isdigit():
             raise Refused(411, "the request has no Content-Length; send one")
-        if int(length) > BODY_MAX:
-            raise Refused(413, f"the request has {length} bytes; at most {BODY_MAX} are taken")
+        if len(length) > DIGITS or int(length) > BODY_MAX:
+            raise Refused(413, f"the request is too long; at most {BODY_MAX} bytes are taken")
         data = self.rfile.read(int(length))
         if len(data) < int(length):
             raise Refused(400, f"the request ended after {len(data)} of {length} bytes")
@@ -270,6 +271,9 @@ class Handler(BaseHTTPRequestHandler):
         plain = length is not None or answer.status in (204, 304)
         if length is not None:
             self.send_header("Content-Length", length)
+        elif self.request_version == "HTTP/1.0" and not plain:
+            plain = self.close_connection = True  # it knows no chunks: the end is the end
+            self.send_header("Connection", "close")
         elif not plain:
             self.send_header("Transfer-Encoding", "chunked")
         left = int(length) if length is not None else 0
