@@ -395,6 +395,36 @@ def test_leases_show_the_store_s_own_memory(store, rng):
     assert len(store.lease(keys[3:])) == 0
 
 
+def test_leases_of_many_threads_are_counted(rng):
+    class Slow(cairn.Store):
+        """Between the reading and the writing of its count another thread runs."""
+
+        @property
+        def _pins(self):
+            count = self.__dict__["pins"]
+            time.sleep(0.001)
+            return count
+
+        @_pins.setter
+        def _pins(self, count):
+            self.__dict__["pins"] = count
+
+    with Slow(RAM) as store:
+        keys = [rng.randbytes(32)]
+        store.put(keys, [bytes(1000)])
+        held = []
+        threads = [threading.Thread(target=lambda: held.extend(store.lease(keys)
+                                                               for _ in range(10)))
+                   for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert store._pins == 40, "close() would free what is in use"
+        held.clear()
+        assert store._pins == 0
+
+
 def test_a_view_outlives_release_and_guards_close(ram, rng):
     store = cairn.open(ram)
     keys = prompt(rng, 1)

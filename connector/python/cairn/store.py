@@ -31,7 +31,8 @@ class _Pin:
     def __init__(self, store: Store, handle: int) -> None:
         self.store = store
         self.handle = handle
-        store._pins += 1
+        with store._lock:
+            store._pins += 1
 
     def __del__(self) -> None:
         self.store._unpin(self.handle)
