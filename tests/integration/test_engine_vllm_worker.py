@@ -2,6 +2,7 @@
 import functools
 import os
 import random
+import threading
 import time
 import types
 
@@ -404,3 +405,43 @@ def test_a_scheduler_in_another_process_leases_over_a_socket(rng, tmp_path):
         listener.close()
         assert again.lookup(keys) == 0 and len(again.lease(keys)) == 0
         assert LinkedStore(path).lookup(keys) == 0
+
+
+class Stuck:
+    """A store whose next lookup waits for `gate`."""
+
+    def __init__(self, store):
+        self.store, self.gate = store, threading.Event()
+
+    def lookup(self, keys):
+        self.gate.wait(30)
+        return self.store.lookup(keys)
+
+    def __getattr__(self, name):
+        return getattr(self.store, name)
+
+
+def test_a_store_that_was_slow_once_is_asked_again(rng, tmp_path, monkeypatch):
+    monkeypatch.setattr("cairn._vllm_apart.ANSWER_SECONDS", 0.2)
+    with cairn.open(RAM) as store:
+        slow = Stuck(store)
+        listener = Listener(str(tmp_path / "link"), slow)
+        keys = [bytes(k) for k in some_keys(rng, 4, 1)[:, 0]]
+        store.put(keys[:3], [bytes(1000)] * 3)
+        linked = LinkedStore(listener.path)
+        old = linked.lease(keys, timeout=20.0)
+        assert len(old) == 3
+        assert linked.lookup(keys) == 0, "nobody waits for it"
+        slow.gate.set()
+        until = time.monotonic() + 30
+        while linked.lookup(keys) != 3:
+            assert time.monotonic() < until
+        lease = linked.lease(keys, timeout=20.0)
+        assert len(lease) == 3
+        old.release()  # it ended with its connection, and its number is nobody else's
+        assert leased(store) >= 3000
+        lease.release()
+        assert linked.lookup(keys) == 3 and leased(store) == 0
+        linked.close()
+        assert linked.lookup(keys) == 0, "closed is closed"
+        listener.close()

@@ -4,6 +4,7 @@ the connection is "nothing is held"; its end releases what was leased over it.""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -57,6 +58,7 @@ class Listener:
         self.path = path
         self._store = store
         self._peer: socket.socket | None = None
+        self._numbers = itertools.count(1)  # of leases: one of a connection before means nothing
         Path(path).unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(path)
@@ -100,7 +102,7 @@ class Listener:
         if kind == b"T":
             ttl, timeout = LEASE.unpack_from(body)
             lease = self._store.lease(_keys(body[LEASE.size:]), ttl=ttl, timeout=timeout)
-            number = max(leases, default=0) + 1
+            number = next(self._numbers)
             if len(lease):
                 leases[number] = lease
             return HELD.pack(number, len(lease))
@@ -134,13 +136,10 @@ class LinkedStore:
     """The scheduler's side: as much of a Store as it needs. Safe to use from many threads."""
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._lock = threading.Lock()
-        self._socket: socket.socket | None = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(ANSWER_SECONDS)
-        try:
-            self._socket.connect(path)
-        except OSError:
-            self.close()
+        self._closed = False
+        self._socket: socket.socket | None = None
 
     def lease(self, keys: Any, *, ttl: float = 60.0, timeout: float = 1.0) -> LinkedLease:
         body = self._ask(b"T", LEASE.pack(ttl, timeout) + key_array(keys).tobytes(), timeout)
@@ -155,20 +154,42 @@ class LinkedStore:
         self._ask(b"N", json.dumps(identity.fields).encode())
 
     def close(self) -> None:
+        self._closed = True
+        held = self._socket
+        if held is not None:
+            try:
+                held.shutdown(socket.SHUT_RDWR)  # who waits for an answer has none now
+            except OSError:
+                pass
+        with self._lock:
+            self._disconnect()
+
+    def _ask(self, kind: bytes, body: bytes, patience: float = 0.0) -> bytes:
+        """The answer; empty where there is none, and then the next question goes over another
+        connection: an answer that comes late would be taken for its own."""
+        with self._lock:
+            if self._closed:
+                return b""
+            try:
+                link = self._socket = self._socket or self._connected()
+                link.settimeout(ANSWER_SECONDS + patience)
+                _send(link, kind, body)
+                return _receive(link)[1]
+            except OSError:
+                self._disconnect()
+                return b""
+
+    def _connected(self) -> socket.socket:
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        link.settimeout(ANSWER_SECONDS)
+        try:
+            link.connect(self._path)
+        except OSError:
+            link.close()
+            raise
+        return link
+
+    def _disconnect(self) -> None:
         held, self._socket = self._socket, None
         if held is not None:
             held.close()
-
-    def _ask(self, kind: bytes, body: bytes, patience: float = 0.0) -> bytes:
-        """The answer; empty where there is none, and then there is none any more: one that comes
-        late would be taken for the next."""
-        with self._lock:
-            if self._socket is None:
-                return b""
-            try:
-                self._socket.settimeout(ANSWER_SECONDS + patience)
-                _send(self._socket, kind, body)
-                return _receive(self._socket)[1]
-            except OSError:
-                self.close()
-                return b""
