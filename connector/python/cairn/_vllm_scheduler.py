@@ -17,7 +17,7 @@ from ._vllm_apart import LinkedStore
 from ._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, block_table, windowed
 from ._vllm_controls import Controls, controls_of
 from ._vllm_events import Events
-from ._vllm_keys import Chain, Names, named_by_tokens
+from ._vllm_keys import Chain, Names, images_named, named_by_tokens
 from ._vllm_lookup import Lookups, Question
 from ._vllm_metrics import Stats
 from ._vllm_options import Options, refusal
@@ -79,6 +79,7 @@ class SchedulerSide:
         self._config, self._options = config, options
         self._groups = len(cache.kv_cache_groups)
         self._windowed = self._groups == 1 and windowed(cache.kv_cache_groups[0].kv_cache_spec)
+        self._images = images_named(config)
         self._world = config.parallel_config.world_size
         self.store: Any = None
         self.names: Names | None = None
@@ -183,7 +184,7 @@ class SchedulerSide:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             controls = controls_of(request)
-            if (not named_by_tokens(request) or controls.nothing
+            if (not named_by_tokens(request, self._images) or controls.nothing
                     or getattr(request, "skip_reading_prefix_cache", False)
                     or request.num_tokens < self._options.min_tokens):
                 return None
@@ -402,14 +403,15 @@ class SchedulerSide:
             wanted = ~self._saves.known(keys[first:], tracked.looked)
             for at, end_at in _runs(wanted):
                 self._save(tracked, keys, first + at, first + end_at, table, step)
-        if tracked.controls.handoff and computed < tracked.request.num_prompt_tokens <= end:
+        if (computed < tracked.request.num_prompt_tokens <= end
+                and tracked.controls.hands_over(tracked.request, self._options)):
             self._save_tail(tracked, table, step)
 
     def _save_tail(self, tracked: Tracked, table: list[list[int]], step: Step) -> None:
         """The last, partial page of a prompt, for the engine that goes on with it."""
         names, tokens = tracked.chain.names, tracked.request.num_prompt_tokens
         first = tokens // names.chunk_tokens
-        if tokens % names.chunk_tokens == 0 or not tracked.controls.write:
+        if tokens % names.chunk_tokens == 0:
             return
         keys = tracked.chain.tail(tokens)
         if not self._saves.room(self.chunk_bytes()):
@@ -436,9 +438,9 @@ class SchedulerSide:
         save = Transfer(self._next_id(), tracked.request.request_id, keys[first:last], blocks,
                         parents=keys[first - 1] if first else None)
         self._saves.begin(save, room * self.chunk_bytes())
+        step.saves.append(save)  # whatever comes now: what is pinned must end
         size = self.names.chunk_tokens
         self._events.planned(save, tracked.request, first * size, last * size)
-        step.saves.append(save)
 
     def _next_id(self) -> int:
         self._last_id += 1
@@ -507,7 +509,7 @@ class SchedulerSide:
         if tracked is None:
             return None
         self._let_go(tracked)
-        return tracked.controls.told(request, tracked.chain.names.chunk_tokens)
+        return tracked.controls.told(request, tracked.chain.names.chunk_tokens, self._options)
 
     def reset(self) -> bool:
         """What the engine asks for when its weights have changed under it: from here on nothing
@@ -533,6 +535,12 @@ class SchedulerSide:
 
     def take_stats(self) -> Stats:
         stats, self._stats = self._stats, Stats()
+        skipped, self._saves.skipped = self._saves.skipped, 0
+        stats.add("saves_skipped", skipped)
+        if self._lookups is not None:
+            late, failed = self._lookups.take_counts()
+            stats.add("lookups_late", late)
+            stats.add("lookups_failed", failed)
         return stats
 
     def take_events(self) -> list[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from . import _native
 from ._vllm_identity import of_model
+from ._vllm_keys import images_named
 from ._vllm_pages import digest
 from ._vllm_tier_compat import kv_layout
 from .errors import InvalidError
@@ -94,9 +95,9 @@ def _of_engine(config: VllmConfig) -> dict[str, Any]:
         "device": str(current_platform.get_device_name()),
         "kernels": _installed(),
     }
-    # vLLM's keys name an adapter by its name, not by what is in it: to another process, which may
-    # have loaded another adapter under that name, such rows mean nothing.
-    if config.lora_config is not None:
+    # vLLM's keys name an adapter by its name, not by what is in it, and may number images: to
+    # another process, which may mean others by these, such rows mean nothing.
+    if config.lora_config is not None or not images_named(config):
         fields["process"] = uuid.uuid4().hex
     return fields
 

@@ -37,7 +37,7 @@ from ._vllm_tier_names import Names, identity_of
 from ._vllm_tier_transfers import WORKERS, Job, Rows, Transfers
 from .errors import Error, InvalidError
 from .identity import PUBLIC, domain_of_file
-from .store import Store, open as store_open
+from .store import Store, finish, open as store_open
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import (
@@ -266,12 +266,10 @@ class CairnTier(SecondaryTierManager):
             return
         try:
             transfers.drain()
-            if self._uri.startswith("embedded:") and store.stats().get("disk"):
-                store.flush(FLUSH_SECONDS)
         except Exception as why:
-            self._tell("flush", "not all of the tier could be made durable: %s", why)
+            self._tell("drain", "transfers were given up: %s", why)
         transfers.close()
-        store.close()
+        finish(store, FLUSH_SECONDS, logger)
 
 
 def _options(options: dict[str, Any]) -> tuple[str, float, float]:
