@@ -20,10 +20,12 @@
 /* Less than this is sent without a turn. */
 #define BULK_BYTES (256u * 1024u)
 /* A turn, if others wait for theirs. */
-#define BULK_TURN_NS (8 * CAIRN_NS_PER_MS)
-/* Both sockets' buffers hold several MiB; a full one says that there is room when a third of it is
- * read. A busy client may need this long for that. */
-#define BULK_STALL_NS (3 * CAIRN_NS_PER_MS)
+#define BULK_TURN_NS (16 * CAIRN_NS_PER_MS)
+/* Both sockets' buffers hold several MiB, up to 32 MiB where the client's grows; a full one says
+ * that there is room when a third of it is read. A busy client reads first what its other
+ * connections were sent. One that lost its turn for being busy is sent to beside them, which makes
+ * it slower: with 3 ms here whole runs of redis-benchmark fell to half their rate for good. */
+#define BULK_STALL_NS (30 * CAIRN_NS_PER_MS)
 #define BULK_PAUSE_MIN_NS (100 * CAIRN_NS_PER_MS)
 #define BULK_PAUSE_MAX_NS (60 * CAIRN_NS_PER_S)
 
