@@ -10,10 +10,11 @@ static bool on_disk(const struct cairn_vault *v, const struct cairn_entry *e)
            (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].tried);
 }
 
-bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id)
+bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
+                 uint64_t covered)
 {
-    return forgotten_may(v, key) ||
-           (id != CAIRN_ENTRY_NONE && on_disk(v, cairn_index_entry(v->index, id)));
+    const struct cairn_entry *e = id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
+    return (!covered && forgotten_may(v, key)) || (e && e->version > covered && on_disk(v, e));
 }
 
 struct burial {
@@ -64,27 +65,13 @@ static cairn_status bury_end(struct cairn_vault *v, const struct cairn_key *key,
     return b->st;
 }
 
-/* Versions up to `covered` are dead on disk; what came since may need a tombstone of its own. */
-static cairn_status bury_rest(struct cairn_vault *v, const struct cairn_key *key,
-                              uint64_t covered, uint64_t deadline_ns)
+cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns,
+                       uint64_t *covered)
 {
-    for (;;) {
-        uint32_t id = cairn_index_find(v->index, key);
-        const struct cairn_entry *e =
-            id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
-        if (!(e && e->version > covered && on_disk(v, e)) && (covered || !forgotten_may(v, key)))
-            return CAIRN_OK;
-        struct burial b;
-        bury_begin(v, key, deadline_ns, true, &b);
-        if (bury_end(v, key, &b))
-            return b.st;
-        covered = b.version;
-    }
-}
-
-cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns)
-{
-    return v->tier ? bury_rest(v, key, 0, deadline_ns) : CAIRN_OK;
+    struct burial b;
+    bury_begin(v, key, deadline_ns, true, &b);
+    *covered = b.version;
+    return bury_end(v, key, &b);
 }
 
 /* --- deleting --- */
@@ -134,7 +121,7 @@ static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
         uint32_t id = cairn_index_find(v->index, &d->keys[n]);
         *b = (struct burial){.st = CAIRN_OK};
         d->held[n] = shows(v, id);
-        if (!v->tier || !bury_needed(v, &d->keys[n], id))
+        if (!v->tier || !bury_needed(v, &d->keys[n], id, 0))
             continue;
         bury_begin(v, &d->keys[n], d->deadline_ns, n == 0, b);
         if (!b->op && n > 0)
@@ -166,13 +153,14 @@ static cairn_status delete_gone(struct cairn_vault *v, const struct deletion *d,
 static void delete_end(struct cairn_vault *v, struct deletion *d, size_t n)
 {
     struct burial *b = &d->burials[n];
+    const struct cairn_key *key = &d->keys[n];
     /* A put that came in while the tombstone was under way is deleted with the rest. */
-    if (!b->st && v->tier)
-        b->st = bury_rest(v, &d->keys[n], b->version, d->deadline_ns);
+    while (!b->st && v->tier && bury_needed(v, key, cairn_index_find(v->index, key), b->version))
+        b->st = bury_once(v, key, d->deadline_ns, &b->version);
     d->results[n] = b->st;
     if (b->st)
         count_refused(v, CAIRN_CAUSE_TOMBSTONE);
-    else if (!delete_entry(v, &d->keys[n]))
+    else if (!delete_entry(v, key))
         d->results[n] = delete_gone(v, d, n);
 }
 
@@ -205,7 +193,7 @@ cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_ke
 {
     pthread_mutex_lock(&v->lock);
     cairn_status st = CAIRN_INPROGRESS;
-    if (!bury_needed(v, key, cairn_index_find(v->index, key)))
+    if (!bury_needed(v, key, cairn_index_find(v->index, key), 0))
         st = delete_entry(v, key) ? CAIRN_OK : CAIRN_MISS;
     pthread_mutex_unlock(&v->lock);
     return st;

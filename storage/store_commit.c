@@ -60,15 +60,15 @@ bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
     return true;
 }
 
-/* Must older copies be made dead before this put shows? Not for a key that is not held: its value
- * is named by what made it, so a forgotten copy of it has the same bytes, unless it was to be
- * deleted or replaced. */
+/* Must copies above version `covered` be made dead before this put shows? Not for a key that is not
+ * held: its value is named by what made it, so a forgotten copy of it has the same bytes, unless it
+ * was to be deleted or replaced. */
 static bool buries(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
-                   uint32_t flags)
+                   uint32_t flags, uint64_t covered)
 {
     return v->tier &&
            ((flags & CAIRN_PUT_REPLACE) || id != CAIRN_ENTRY_NONE || doubt_may(v, key)) &&
-           bury_needed(v, key, id);
+           bury_needed(v, key, id, covered);
 }
 
 /* Swaps the filled slot in, for entry `id` of its key or a new one. Lock held. */
@@ -118,14 +118,16 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
     memcpy(key.bytes, slot_image(v, s)->body.key, sizeof key.bytes);
     uint32_t id = cairn_index_find(v->index, &key);
     bool keeps = entry_keeps(v, id, flags);
-    if (!keeps && buries(v, &key, id, flags)) {
+    uint64_t covered = 0;
+    while (!keeps && buries(v, &key, id, flags, covered)) {
         if (flags & CAIRN_COMMIT_NOWAIT)
             return CAIRN_INPROGRESS;
-        if (bury_all(v, &key, deadline_ns)) {
+        if (bury_once(v, &key, deadline_ns, &covered)) {
             *ret_cause = CAIRN_CAUSE_TOMBSTONE;
             return CAIRN_IO;
         }
-        /* Another put may have come first while the tombstone was under way. */
+        /* Another put may have come first while the tombstone was under way: its value is the one
+         * that is kept, and not to be buried with those before it. */
         id = cairn_index_find(v->index, &key);
         keeps = entry_keeps(v, id, flags);
     }

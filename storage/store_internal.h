@@ -242,10 +242,14 @@ void vault_host(struct cairn_vault *v);
 bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
 
 /* store_bury.c: lock held on entry and return */
-/* Must a tombstone be written before the key shows something else? `id`: its entry or NONE. */
-bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id);
-/* Buries until the disk holds no living copy of the key; the lock is not held while it waits. */
-cairn_status bury_all(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns);
+/* Must a tombstone be written before the key shows something else? Versions up to `covered` have
+ * theirs. `id`: its entry or NONE. */
+bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
+                 uint64_t covered);
+/* Makes every version of the key up to now, *covered, dead on disk; the lock is not held while it
+ * waits, and what came meanwhile may need a tombstone of its own. */
+cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns,
+                       uint64_t *covered);
 
 /* store_commit.c */
 /* Writes the header of a slot that is being filled, all but checks and version, its side records

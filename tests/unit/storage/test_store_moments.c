@@ -1,5 +1,6 @@
 /* Interleavings that a model meets once in a long while, at a moment that is chosen: the log's
- * thread is held just before an io of a test's choice. */
+ * thread is held just before an io of a test's choice, or a tombstone's sync stays in the device
+ * for as long as the test wants. */
 #include <criterion/criterion.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -30,14 +31,78 @@ static atomic_int gate;
 static bool (*chosen)(const struct cairn_io *io);
 static struct cairn_ioq_ops held_ops;
 
+/* Syncs stay in the device while it is parking, once a tombstone was written. */
+static atomic_bool parking;
+static atomic_uint tombstones_written, parked;
+static struct cairn_io *parked_io;
+
+static bool is_tombstone(const struct cairn_io *io)
+{
+    const struct cairn_record_disk *r = io->buf;
+    return io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD &&
+           r->loc.kind == CAIRN_RECORD_TOMBSTONE;
+}
+
 static bool held_submit(struct cairn_ioq *q, struct cairn_io *io)
 {
+    if (io->kind == CAIRN_IO_SYNC && atomic_load(&parking) &&
+        atomic_load(&tombstones_written) > 0) {
+        cr_assert_null(parked_io, "two syncs at once");
+        parked_io = io;
+        atomic_fetch_add(&parked, 1);
+        return true;
+    }
     if (atomic_load(&gate) == GATE_ARMED && chosen(io)) {
         atomic_store(&gate, GATE_HELD);
         while (atomic_load(&gate) == GATE_HELD)
             usleep(1000);
     }
     return cairn_ioq_sim.submit(q, io);
+}
+
+/* How many syncs were to be let go so far. */
+static atomic_uint let_go, went;
+
+static uint32_t held_poll(struct cairn_ioq *q, struct cairn_io **done, uint32_t cap)
+{
+    if (parked_io && atomic_load(&went) < atomic_load(&let_go)) {
+        struct cairn_io *io = parked_io;
+        parked_io = NULL;
+        atomic_fetch_add(&went, 1);
+        cr_assert(cairn_ioq_sim.submit(q, io));
+    }
+    uint32_t n = cairn_ioq_sim.poll(q, done, cap);
+    for (uint32_t i = 0; i < n; i++)
+        atomic_fetch_add(&tombstones_written, is_tombstone(done[i]));
+    return n;
+}
+
+static void held_wait(struct cairn_ioq *q, uint64_t deadline_ns)
+{
+    uint64_t soon = cairn_deadline_ns(RIG_SECOND / 1000);
+    cairn_ioq_sim.wait(q, parked_io && soon < deadline_ns ? soon : deadline_ns);
+}
+
+/* From here on syncs of tombstones stay in the device: nothing before it is under way. */
+static void park(void)
+{
+    atomic_store(&tombstones_written, 0);
+    atomic_store(&parked, 0);
+    atomic_store(&let_go, 0);
+    atomic_store(&went, 0);
+    atomic_store(&parking, true);
+}
+
+static void await(const atomic_uint *count, unsigned n)
+{
+    while (atomic_load(count) < n)
+        usleep(1000);
+}
+
+static void unpark(void)
+{
+    atomic_store(&parking, false);
+    atomic_store(&let_go, UINT32_MAX);
 }
 
 static cairn_status held_open(const struct cairn_ioq_params *p, struct cairn_ioq **ret)
@@ -75,6 +140,8 @@ static void box_init(struct box *b, enum cairn_write_policy write)
     held_ops = cairn_ioq_sim;
     held_ops.open = held_open;
     held_ops.submit = held_submit;
+    held_ops.poll = held_poll;
+    held_ops.wait = held_wait;
     device = cairn_sim_create(&(struct cairn_sim_opts){.seed = 1});
     b->o = (struct cairn_vault_opts){.ram_bytes = 16u << 20,
                                      .disk_bytes = 32u << 20,
@@ -135,9 +202,7 @@ static bool after_tombstone;
 
 static bool sync_of_tombstone(const struct cairn_io *io)
 {
-    const struct cairn_record_disk *r = io->buf;
-    if (io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD &&
-        r->loc.kind == CAIRN_RECORD_TOMBSTONE)
+    if (is_tombstone(io))
         after_tombstone = true;
     return after_tombstone && io->kind == CAIRN_IO_SYNC;
 }
@@ -182,6 +247,102 @@ Test(store_moments, a_flush_does_not_write_behind_a_tombstone, .timeout = 240)
         box_open(&b);
         cr_assert(!holds(&b, SUBJECT), "back after %d more", (int)id);
     }
+    box_fini(&b);
+}
+
+/* --- two puts of a key in doubt --- */
+
+struct putter {
+    struct box *b;
+    pthread_t thread;
+    uint64_t gen;
+    cairn_status status;
+};
+
+static void *puts_one(void *arg)
+{
+    struct putter *p = arg;
+    uint8_t bytes[SMALL];
+    struct cairn_iov iov;
+    struct cairn_put put = {.key = key_of(SUBJECT), .value = rig_sgl(&iov, bytes, SMALL)};
+    value_fill(bytes, SUBJECT, p->gen, 0, SMALL);
+    cairn_vault_put(p->b->v, &put, 1, deadline(), NULL);
+    p->status = put.status;
+    return NULL;
+}
+
+/* A delete is given up while its tombstone is under way: the key is in doubt. */
+static void make_doubt(struct box *b)
+{
+    struct cairn_key k = key_of(SUBJECT);
+    cairn_status st;
+    put(b, SUBJECT, SMALL);
+    cr_assert_eq(cairn_vault_flush(b->v, deadline()), CAIRN_OK);
+    park();
+    cairn_vault_delete(b->v, &k, 1, cairn_deadline_ns(RIG_SECOND / 20), &st);
+    cr_assert_eq(st, CAIRN_TIMEOUT);
+    unpark();
+    (void)cairn_vault_flush(b->v, deadline()); /* says once that a tombstone failed */
+    cr_assert_eq(cairn_vault_flush(b->v, deadline()), CAIRN_OK);
+}
+
+/* Each buries what was before it. The first one's value is being written when the second one's
+ * tombstone is durable: that put keeps it, as a put of a held key does, and must not bury it. */
+Test(store_moments, puts_of_a_key_in_doubt_do_not_bury_each_other, .timeout = 240)
+{
+    struct box b;
+    static uint8_t bytes[SMALL];
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    make_doubt(&b);
+    struct putter first = {.b = &b, .gen = 2}, second = {.b = &b, .gen = 3};
+    park();
+    cr_assert_eq(pthread_create(&first.thread, NULL, puts_one, &first), 0);
+    await(&parked, 1);
+    cr_assert_eq(pthread_create(&second.thread, NULL, puts_one, &second), 0);
+    await(&tombstones_written, 2);
+    atomic_store(&let_go, 1);
+    pthread_join(first.thread, NULL);
+    cr_assert_eq(first.status, CAIRN_OK);
+    unpark();
+    pthread_join(second.thread, NULL);
+    cr_assert_eq(second.status, CAIRN_EXISTS);
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    for (int again = 0; again < 2; again++) {
+        struct cairn_iov iov;
+        struct cairn_get g = {.key = key_of(SUBJECT), .out = rig_sgl(&iov, bytes, SMALL)};
+        cairn_vault_get(b.v, &g, 1, deadline(), NULL);
+        cr_assert_eq(g.status, CAIRN_OK, "flushed, and gone after %d restarts", again);
+        cr_assert_eq(value_check(bytes, SUBJECT, 2, 0, SMALL), SMALL);
+        cairn_vault_close(b.v);
+        box_open(&b);
+    }
+    box_fini(&b);
+}
+
+/* --- a delete that something overtakes --- */
+
+/* While its tombstone is under way the value drops out of the index: what was held is deleted all
+ * the same, and that is why it is not held. */
+Test(store_moments, a_delete_overtaken_by_a_loss_is_told_as_a_delete, .timeout = 240)
+{
+    struct box b;
+    pthread_t deleter;
+    uint64_t age;
+    struct cairn_key k = key_of(SUBJECT);
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    put(&b, SUBJECT, BIG);
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    cr_assert_gt(cairn_vault_drop_ram(b.v), 0);
+    cairn_sim_flip(device, CAIRN_DATA_OFFSET + 3u * CAIRN_BLOCK, 5);
+    park();
+    cr_assert_eq(pthread_create(&deleter, NULL, deletes, &b), 0);
+    await(&parked, 1);
+    cr_assert_eq(get(&b, SUBJECT, BIG), CAIRN_MISS, "damaged");
+    cr_assert(!holds(&b, SUBJECT));
+    cr_assert_eq(cairn_vault_drop_cause(b.v, &k, &age), CAIRN_CAUSE_CHECKSUM);
+    unpark();
+    pthread_join(deleter, NULL);
+    cr_assert_eq(cairn_vault_drop_cause(b.v, &k, &age), CAIRN_CAUSE_DELETED);
     box_fini(&b);
 }
 
