@@ -51,7 +51,7 @@ static void batch_read(struct cairn_nvme *t, struct recovery *r, uint64_t off, v
 
 /* A head that is damaged or cannot be read: the first record knows the generation too, and so does
  * the trailer, if the damage reaches so far. Neither outlives its segment's life: reclaim makes
- * both void (log_reclaim.c), so a life that ended cannot come back. */
+ * both void (log_reclaim.c), so a life that ended cannot come back (but see drop_past_lives). */
 static enum cairn_verdict second_opinion(struct cairn_nvme *t, struct recovery *r, uint32_t seg,
                                          uint32_t i, uint32_t *ret_generation)
 {
@@ -88,6 +88,7 @@ static void judge(struct cairn_nvme *t, struct recovery *r, uint32_t seg, uint32
         r->floor = h->floor;
     if (v == CAIRN_VERDICT_BAD) {
         v = second_opinion(t, r, seg, i, &s->generation);
+        s->guessed = true;
         cairn_log(CAIRN_LOG_WARN, "%s: the head of segment %u is damaged%s", t->path, seg,
                   v == CAIRN_VERDICT_OK ? "; its records are used" : "");
     }
@@ -108,6 +109,31 @@ static void judge(struct cairn_nvme *t, struct recovery *r, uint32_t seg, uint32
         s->count = tr->count;
 }
 
+/* Builds that voided no more than the head of what they reclaimed left first records and trailers
+ * that tell, once the head is damaged, of a life that ended. Such a life is older than all that go
+ * on; and the oldest may go at any time, as reclaim takes it next: its tombstones have nothing left
+ * to bury. */
+static void drop_past_lives(struct cairn_nvme *t, struct recovery *r)
+{
+    uint32_t oldest = UINT32_MAX, blank = 0;
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        const struct nvme_seg *s = &t->segs[i];
+        blank += s->blank;
+        if (s->state == SEG_SEALED && !s->guessed && s->generation < oldest)
+            oldest = s->generation;
+    }
+    /* With so many to spare nothing was ever reclaimed. */
+    if (oldest == UINT32_MAX || blank > NVME_FREE_MIN + 1)
+        return;
+    for (uint32_t i = 0; i < t->shape.segments; i++) {
+        struct nvme_seg *s = &t->segs[i];
+        if (s->state != SEG_SEALED || !s->guessed || s->generation > oldest)
+            continue;
+        s->state = SEG_FREE;
+        r->unread++;
+    }
+}
+
 static void read_heads(struct cairn_nvme *t, struct recovery *r)
 {
     for (uint32_t from = 0; from < t->shape.segments; from += BATCH) {
@@ -122,6 +148,7 @@ static void read_heads(struct cairn_nvme *t, struct recovery *r)
         for (uint32_t i = 0; i < n; i++)
             judge(t, r, from + i, i);
     }
+    drop_past_lives(t, r);
 }
 
 /* --- what is in them --- */
@@ -262,7 +289,8 @@ static void walk_headers(struct cairn_nvme *t, struct recovery *r, struct walk *
     }
 }
 
-/* Reads up to all stages full of the record's blocks from its byte `at` on. How much; 0: failed. */
+/* Reads up to all stages full of the record's blocks from its byte `at` on. How much of it is
+ * there, up to the first piece that could not be read: then io_error is set. */
 static uint64_t stages_fill(struct cairn_nvme *t, struct recovery *r, uint32_t block, uint64_t at,
                             uint64_t end)
 {
@@ -274,9 +302,13 @@ static uint64_t stages_fill(struct cairn_nvme *t, struct recovery *r, uint32_t b
                    n);
     }
     nvme_io_drain(t, &r->flying);
-    for (uint32_t i = 0; i < n; i++)
-        r->io_error = r->io_error || r->errors[i];
-    return r->io_error ? 0 : have;
+    for (uint32_t i = 0; i < n; i++) {
+        if (!r->errors[i])
+            continue;
+        r->io_error = true;
+        return (uint64_t)i * NVME_PIECE;
+    }
+    return have;
 }
 
 /* Is what lies at w->block the chain's end, for all that is known? After a clean close it is. */
@@ -285,33 +317,62 @@ static bool walk_whole(const struct cairn_nvme *t, const struct walk *w)
     return t->segs[w->seg].generation == t->whole_generation && w->block >= t->whole_block;
 }
 
-/* Looks for a header of the chain behind w->block, and for proof that the chain went on there: a
- * record that was written when what lies at w->block was durable. 0: none. */
+/* The next header of the chain, as far as is known. */
+struct look {
+    uint32_t block, session; /* block 0: none yet */
+};
+
+/* Takes note of the header h behind w->block. True: it is proof that the chain went on there,
+ * written when what lies at w->block was durable; after a clean close any one is. */
+static bool look_at(const struct walk *w, const struct cairn_record_disk *h, bool closed,
+                    struct look *l)
+{
+    /* A session begins where the log was durable: an older header above that was left by a process
+     * that died, and the chain runs over it. */
+    bool leftover = l->block && h->loc.session > l->session && l->block >= h->loc.synced_block;
+    if (!l->block || leftover)
+        *l = (struct look){.block = h->loc.block, .session = h->loc.session};
+    return closed || h->loc.synced_block > w->block;
+}
+
+/* Was nothing written to w->block in this life? It is blank, or an older record that is intact. */
+static bool walk_unborn(struct cairn_nvme *t, const struct walk *w)
+{
+    static const struct cairn_record_disk none;
+    struct cairn_record_disk *h = (struct cairn_record_disk *)(void *)t->stages;
+    int err = nvme_io_now(t, CAIRN_IO_READ, (uint64_t)w->block * CAIRN_BLOCK, h, CAIRN_BLOCK);
+    return !err && (memcmp(h, &none, sizeof none) == 0 ||
+                    cairn_record_check(h, &t->shape, w->block, h->loc.generation));
+}
+
+/* Looks for a header of the chain behind w->block, and for proof that the chain went on there. 0:
+ * none. What cannot be read may be both, and a tombstone: then io_error is set, unless there is
+ * nothing at w->block that could have been damaged. */
 static uint32_t walk_look(struct cairn_nvme *t, struct recovery *r, const struct walk *w)
 {
     const struct nvme_seg *s = &t->segs[w->seg];
-    uint64_t end = nvme_seg_first(t, w->seg) + t->seg_blocks - 1, found = 0;
+    bool closed = s->generation == t->whole_generation;
+    uint64_t end = nvme_seg_first(t, w->seg) + t->seg_blocks - 1;
     uint64_t longest = w->block + (uint64_t)cairn_record_blocks(CAIRN_VALUE_MAX, CAIRN_SIDE_MAX);
-    bool proof = s->generation == t->whole_generation;
+    struct look l = {0};
+    if (closed && t->whole_block < end)
+        end = t->whole_block; /* behind it is what crashes before that left */
     end = longest < end ? longest + 1 : end;
-    for (uint64_t at = w->block + 1, have; at < end; at += have / CAIRN_BLOCK) {
+    for (uint64_t at = w->block + 1, have; at < end && !r->io_error; at += have / CAIRN_BLOCK) {
         have = stages_fill(t, r, (uint32_t)at, 0, (end - at) * CAIRN_BLOCK);
-        if (!have) {
-            r->io_error = false; /* what is there was not needed before either */
-            return 0;
-        }
         for (uint64_t i = 0; i < have / CAIRN_BLOCK; i++) {
             const struct cairn_record_disk *h =
                 (const struct cairn_record_disk *)(const void *)(t->stages + i * CAIRN_BLOCK);
             if (h->loc.magic != CAIRN_MAGIC_RECORD || h->loc.session < w->session ||
                 !cairn_record_check(h, &t->shape, (uint32_t)(at + i), s->generation))
                 continue;
-            found = found ? found : at + i;
-            proof = proof || h->loc.synced_block > w->block;
-            if (proof)
-                return (uint32_t)found;
+            if (look_at(w, h, closed, &l)) {
+                r->io_error = false; /* that was further on: the chain may not lead there */
+                return l.block;
+            }
         }
     }
+    r->io_error = r->io_error && !walk_unborn(t, w);
     return 0;
 }
 
@@ -320,11 +381,14 @@ static uint32_t walk_look(struct cairn_nvme *t, struct recovery *r, const struct
 static bool walk_over(struct cairn_nvme *t, struct recovery *r, struct walk *w)
 {
     struct nvme_seg *s = &t->segs[w->seg];
-    uint32_t next = r->io_error || walk_whole(t, w) ? 0 : walk_look(t, r, w);
-    uint32_t end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    if (r->io_error || walk_whole(t, w))
+        return false;
+    uint32_t next = walk_look(t, r, w), end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    if (next || (s->generation == t->whole_generation && !r->io_error))
+        cairn_log(CAIRN_LOG_WARN, "%s: a record in segment %u is damaged and lost", t->path,
+                  w->seg);
     if (!next || cairn_footer_blocks(s->count + 1) > end - next)
         return false;
-    cairn_log(CAIRN_LOG_WARN, "%s: a record in segment %u is damaged and lost", t->path, w->seg);
     w->f->sums[s->count++] = (struct cairn_summary_disk){
         .kind = CAIRN_RECORD_HOLE, .block = w->block, .blocks = next - w->block};
     w->block = next;

@@ -81,6 +81,7 @@ struct nvme_seg {
     bool blank;       /* never opened                                     */
     bool broken;      /* a place in it cannot be stepped over: no appends  */
     bool no_footer;   /* sealed in memory only: found by its headers       */
+    bool guessed;     /* recovery knows its life from elsewhere than its head */
     uint32_t next;    /* first block without a record                      */
     uint32_t count;   /* records, holes included                           */
     uint32_t done;    /* records below it are completely written           */

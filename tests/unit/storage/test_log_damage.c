@@ -131,6 +131,207 @@ Test(log_damage, a_damaged_header_hides_nothing_behind_it)
     }
 }
 
+/* --- what lies behind the chain is no part of it --- */
+
+#define RECORD 6u /* blocks of each of the records below */
+
+static void put_six(struct bench *b, uint64_t id)
+{
+    put_or_die(b, id, (RECORD - 1) * CAIRN_BLOCK);
+}
+
+static void records_read(struct bench *b, uint32_t block, void *buf, uint32_t count)
+{
+    cairn_sim_peek(b->sim, (uint64_t)block * CAIRN_BLOCK, buf, count * RECORD * CAIRN_BLOCK);
+}
+
+static void records_set(struct bench *b, uint32_t block, const void *buf, uint32_t count)
+{
+    cairn_sim_poke(b->sim, (uint64_t)block * CAIRN_BLOCK, buf, count * RECORD * CAIRN_BLOCK);
+}
+
+/* The process dies with the power; what was not durable is as the caller makes it. */
+static void crash(struct bench *b)
+{
+    struct cairn_sim *after = cairn_sim_power_cut(b->sim, 3);
+    cr_assert(host_close(&b->h));
+    cairn_sim_destroy(b->sim);
+    b->sim = after;
+    b->plan.next_arg = after;
+    host_forget(&b->h);
+}
+
+/* Values 0 to 2 are durable, of 3 to 5 all landed but the header of 3 when the power went: the log
+ * goes on at the place of 3, which is returned, and 4 and 5 are nowhere. */
+static uint32_t leftovers(struct bench *b, uint8_t old[2 * RECORD * CAIRN_BLOCK])
+{
+    static const uint8_t none[CAIRN_BLOCK];
+    bench_init(b);
+    open_ok(&b->h);
+    for (uint64_t id = 0; id < 3; id++) {
+        put_six(b, id);
+        cr_assert_eq(host_sync(&b->h), CAIRN_OK);
+    }
+    settle(b);
+    for (uint64_t id = 3; id < 6; id++)
+        put_six(b, id);
+    uint32_t block = b->h.keys[3].block;
+    cr_assert_eq(b->h.keys[5].block, block + 2 * RECORD);
+    records_read(b, block + RECORD, old, 2);
+    crash(b);
+    cairn_sim_poke(b->sim, (uint64_t)block * CAIRN_BLOCK, none, sizeof none);
+    records_set(b, block + RECORD, old, 2);
+    open_ok(&b->h);
+    for (uint64_t id = 0; id < 6; id++)
+        cr_assert_eq(host_get(&b->h, id), id < 3 ? CAIRN_OK : CAIRN_MISS, "key %d", (int)id);
+    put_six(b, 10);
+    cr_assert_eq(b->h.keys[10].block, block);
+    cr_assert_eq(host_sync(&b->h), CAIRN_OK);
+    return block;
+}
+
+static void leftovers_stay_away(struct bench *b, bool twelve)
+{
+    for (int again = 0; again < 2; again++) {
+        host_forget(&b->h);
+        open_ok(&b->h);
+        for (uint64_t id = 0; id < 6; id++)
+            cr_assert_eq(host_get(&b->h, id), id < 3 ? CAIRN_OK : CAIRN_MISS, "key %d", (int)id);
+        cr_assert_eq(host_get(&b->h, 12), twelve ? CAIRN_OK : CAIRN_MISS);
+        put_six(b, 20);
+        cr_assert(host_close(&b->h));
+    }
+    bench_fini(b);
+}
+
+/* The last record before a clean close is damaged: where the log ended is known all the same. */
+Test(log_damage, a_clean_close_ends_the_log_before_what_a_crash_left)
+{
+    struct bench b;
+    static uint8_t old[2 * RECORD * CAIRN_BLOCK];
+    uint32_t block = leftovers(&b, old);
+    cr_assert(host_close(&b.h));
+    spoil(&b, (uint64_t)block * CAIRN_BLOCK);
+    leftovers_stay_away(&b, false);
+}
+
+/* A later record proves that the damaged one was durable; between them, where a torn write was to
+ * go, one of an earlier process shows. */
+Test(log_damage, a_later_session_passes_over_what_an_earlier_one_left)
+{
+    struct bench b;
+    static uint8_t old[2 * RECORD * CAIRN_BLOCK], last[RECORD * CAIRN_BLOCK];
+    uint32_t block = leftovers(&b, old);
+    put_six(&b, 11);
+    put_six(&b, 12);
+    cr_assert_eq(b.h.keys[12].block, block + 2 * RECORD);
+    records_read(&b, block + 2 * RECORD, last, 1);
+    crash(&b);
+    records_set(&b, block + RECORD, old, 1);
+    records_set(&b, block + 2 * RECORD, last, 1);
+    spoil(&b, (uint64_t)block * CAIRN_BLOCK);
+    leftovers_stay_away(&b, true);
+}
+
+/* --- what cannot be read behind a damaged header --- */
+
+struct unreadable {
+    bool closed;     /* cleanly; else it crashed                            */
+    bool garbage;    /* old bytes at the chain's end, that could be damaged */
+    uint32_t behind; /* the tombstone by so many blocks, reads fail         */
+    bool opens;
+};
+
+/* Value 1 is deleted behind a damaged header, in a segment of 4 MiB. */
+static void behind_unreadable(const struct unreadable *u)
+{
+    struct bench b;
+    bench_init(&b);
+    b.h.o.disk_bytes = 4 * DISK;
+    b.h.o.errors_max = 1000;
+    open_ok(&b.h);
+    for (uint64_t id = 0; id < 3; id++)
+        put_six(&b, id);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
+    put_six(&b, 3);
+    settle(&b);
+    uint64_t tombstone = b.h.keys[3].block - 1u, victim = b.h.keys[2].block;
+    if (u->closed)
+        cr_assert(host_close(&b.h));
+    else
+        crash(&b);
+    spoil(&b, victim * CAIRN_BLOCK);
+    if (u->garbage)
+        spoil(&b, (tombstone + 1 + RECORD) * CAIRN_BLOCK);
+    cairn_fault_arm(&b.plan, &(struct cairn_fault_rule){
+        .fault = CAIRN_FAULT_EIO, .kinds = CAIRN_FAULT_READS, .nth = 1, .times = UINT64_MAX,
+        .from = (tombstone + u->behind) * CAIRN_BLOCK,
+        .to = CAIRN_DATA_OFFSET + 4 * MIB - CAIRN_BLOCK});
+    host_forget(&b.h);
+    cairn_status st = host_open(&b.h);
+    cr_assert_eq(st, u->opens ? CAIRN_OK : CAIRN_IO, "%d behind: %d %s", (int)u->behind, st,
+                 b.h.err);
+    if (!u->opens) {
+        cr_assert(strstr(b.h.err, "cannot be read completely"), "%s", b.h.err);
+        no_rule(&b);
+        open_ok(&b.h);
+    }
+    for (uint64_t id = 0; id < 4; id++)
+        cr_assert_eq(host_get(&b.h, id), id == 1 || id == 2 ? CAIRN_MISS : CAIRN_OK, "key %d",
+                     (int)id);
+    bench_fini(&b);
+}
+
+Test(log_damage, what_cannot_be_read_may_be_a_tombstone)
+{
+    static const struct unreadable cases[] = {
+        {.closed = false, .behind = 0, .opens = false},
+        {.closed = true, .behind = 0, .opens = false},
+        /* What lies before it proves the damage, and nothing was written where the chain ends. */
+        {.closed = false, .behind = 400, .opens = true},
+        {.closed = false, .garbage = true, .behind = 400, .opens = false},
+        /* The log ended before it. */
+        {.closed = true, .garbage = true, .behind = 2 + RECORD, .opens = true},
+    };
+    for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        behind_unreadable(&cases[i]);
+}
+
+/* --- logs of builds that voided no more than heads --- */
+
+Test(log_damage, an_older_build_left_a_trailer_and_a_first_record_that_speak_for_no_life)
+{
+    for (uint32_t more = 0; more < 20; more++) {
+        struct bench b;
+        struct cairn_record_disk first, trailer;
+        uint64_t id = 0;
+        bench_init(&b);
+        open_ok(&b.h);
+        while (held_in(&b.h, 2) == 0)
+            put_or_die(&b, id++, LEN);
+        settle(&b);
+        uint64_t at = seg_off(0) + CAIRN_BLOCK, end = seg_off(1) - CAIRN_BLOCK;
+        cairn_sim_peek(b.sim, at, &first, sizeof first);
+        cairn_sim_peek(b.sim, end, &trailer, sizeof trailer);
+        while (b.h.tier->ops->stats(b.h.tier)->segments_reclaimed == 0)
+            put_or_die(&b, id++, LEN);
+        for (uint32_t i = 0; i < more && held_in(&b.h, 0) == 0; i++)
+            put_or_die(&b, id++, LEN);
+        if (held_in(&b.h, 0) == 0) {
+            settle(&b);
+            cr_assert(host_close(&b.h));
+            cairn_sim_poke(b.sim, at, &first, sizeof first);
+            cairn_sim_poke(b.sim, end, &trailer, sizeof trailer);
+            spoil(&b, seg_off(0));
+            host_forget(&b.h);
+            open_ok(&b.h);
+            cr_assert_eq(held_in(&b.h, 0), 0, "it is back, %d values later", (int)more);
+        }
+        bench_fini(&b);
+    }
+}
+
 /* A write that went astray covers the start of a sealed segment: its footer knows the rest. */
 Test(log_damage, a_footer_speaks_for_a_segment_whose_start_is_damaged)
 {
