@@ -19,8 +19,8 @@
 
 /* Less than this is sent without a turn. */
 #define BULK_BYTES (256u * 1024u)
-/* A turn, if others wait for theirs. */
-#define BULK_TURN_NS (16 * CAIRN_NS_PER_MS)
+/* A turn, if others wait for theirs: long enough to see who takes nothing of it. */
+#define BULK_TURN_NS (32 * CAIRN_NS_PER_MS)
 /* Both sockets' buffers hold several MiB, up to 32 MiB where the client's grows; a full one says
  * that there is room when a third of it is read. A busy client reads first what its other
  * connections were sent. One that lost its turn for being busy is sent to beside them, which makes
