@@ -1,8 +1,8 @@
 """vLLM with Cairn behind it: a KV connector for an embedded store or a node's.
 
-    vllm serve MODEL --kv-transfer-config '{"kv_connector": "CairnConnector",
-        "kv_connector_module_path": "cairn.vllm", "kv_role": "kv_both",
-        "kv_load_failure_policy": "recompute",
+    python -m vllm.entrypoints.openai.api_server --model MODEL --kv-transfer-config '{
+        "kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
+        "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
         "kv_connector_extra_config": {"uri": "unix:/run/cairn/cairn.sock"}}'
 
 Whole blocks of all layers are opaque pages: what a step computes is gathered into the store while
