@@ -59,10 +59,14 @@ class Node:
             return s.recv(64) == b"+PONG\r\n"
         return False
 
-    def send(self, what: signal.Signals) -> None:
+    @property
+    def pid(self) -> int:
         assert self._process
+        return self._process.pid
+
+    def send(self, what: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, what)
+            os.kill(self.pid, what)
 
     def kill(self) -> None:
         """kill -9."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import storm
 from ledger import run_number
+from patience import STALL
 from wire import Wire
 
 MIB = 1 << 20
@@ -20,7 +21,7 @@ REPORTS = ("ERROR: AddressSanitizer", "LeakSanitizer", "runtime error:", "Thread
            "assertion", "Assertion")
 
 
-def fetch(node, path, timeout=10):
+def fetch(node, path, timeout=10 + STALL):
     """(status, text) of the node's HTTP port."""
     c = http.client.HTTPConnection("127.0.0.1", node.http_port, timeout=timeout)
     try:
@@ -59,7 +60,7 @@ def anonymous(node) -> int:
 
 def eventually(what, timeout=10.0, step=0.02):
     """Waits until what() is true; its last answer otherwise fails the test."""
-    until = time.monotonic() + timeout
+    until = time.monotonic() + timeout + STALL
     while not (last := what()):
         assert time.monotonic() < until, f"not within {timeout} s: {what.__doc__ or last}"
         time.sleep(step)
@@ -80,7 +81,7 @@ def quiet(node, files: int, timeout=10.0):
                 # HTTP has one open for this very question.
                 "files": max(0, fds(node) - files - 1)}
 
-    until = time.monotonic() + timeout
+    until = time.monotonic() + timeout + STALL
     while any((now := left()).values()):
         assert time.monotonic() < until, f"left behind after {timeout} s: " + \
             ", ".join(f"{k} {v}" for k, v in now.items() if v)
@@ -102,7 +103,7 @@ def ends_well(node, timeout=15):
     said = node.said()
     assert not any(r in said for r in REPORTS), said[-8000:]
     assert status == 0, f"ended with {status}: {said[-4000:]}"
-    assert took < timeout * (4 if SANITIZED else 1), f"SIGTERM took {took:.1f} s"
+    assert took < timeout * (4 if SANITIZED else 1) + STALL, f"SIGTERM took {took:.1f} s"
 
 
 class Fleet:
@@ -131,9 +132,6 @@ class Fleet:
     def start_all(self):
         for number in range(len(self.processes)):
             self.start(number)
-
-    def signal(self, number, which):
-        self.processes[number].send_signal(which)
 
     def check(self):
         for number, process in enumerate(self.processes):

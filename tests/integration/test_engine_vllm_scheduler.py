@@ -1,7 +1,6 @@
 """The scheduler's half of the vLLM connector: its parts alone, and under vLLM's own scheduler with
 a made-up model (vllm_harness.py). No engine is started."""
 import argparse
-import signal
 import threading
 import time
 from pathlib import Path
@@ -22,6 +21,8 @@ from cairn._vllm_lookup import Lookups, Question  # noqa: E402
 from cairn._vllm_options import options_of, refusal  # noqa: E402
 from cairn._vllm_saves import Saves  # noqa: E402
 from cairn._vllm_step import Described, Report, Transfer  # noqa: E402
+from freeze import freeze, go_on  # noqa: E402
+from patience import STALL, usual  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange  # noqa: E402
@@ -243,7 +244,7 @@ def fill(store, of, chunks=4, tokens=CHUNK * 8):
 
 def ask(lookups, of, first=0, last=8, **more):
     question = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), first, last, **more))
-    assert question.done.wait(5)
+    assert question.done.wait(STALL)
     return question
 
 
@@ -293,16 +294,18 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
     assert lookups.wait(first, 0.0003) is None
     while lookups.wait(first, 0.0003) is None:
         pass
-    assert 0.25 < time.monotonic() - begun < 1.0
-    begun = time.monotonic()
+    assert 0.25 < time.monotonic() - begun < 0.3 + STALL
+    spent = []
     for _ in range(50):
+        begun = time.monotonic()
         one = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 0, 8))
         assert not lookups.wait(one, 0.0003) or one.leased == 0
-    assert time.monotonic() - begun < 0.2, "nobody waits for it again"
+        spent.append(time.monotonic() - begun)
+    assert usual(spent) < 0.1, "nobody waits for it again"
     late, failed = lookups.take_counts()
     assert late >= 1 and failed == 0 and lookups.take_counts() == (0, 0)
     slow.gate.set()
-    end = time.monotonic() + 5
+    end = time.monotonic() + STALL
     while lookups.slow and time.monotonic() < end:
         time.sleep(0.01)
     assert not lookups.slow
@@ -366,8 +369,8 @@ def rig(place, monkeypatch):
     def one(**more):
         given = {"uri": f"embedded://{place}?ram=64MiB&disk=128MiB&lock_wait=1s", "seed": 1,
                  "model": str(MODEL), "block": 32, "blocks": 200, "batch": 512, "longest": 1000,
-                 "windows": 0, "window": 96, "asynchronous": False, "log": "", "extra": "{}",
-                 **more}
+                 "answer": 150, "windows": 0, "window": 96, "asynchronous": False, "log": "",
+                 "extra": "{}", **more}
         harness = Harness(argparse.Namespace(**given))
         made.append(harness)
         return harness
@@ -500,7 +503,7 @@ def test_an_abort_at_every_step_leaves_nothing(rig):
         h.drain()
         scheduler = h.scheduler.connector.scheduler
         assert not scheduler._loads and not scheduler._tracked and not scheduler.busy()
-    end = time.monotonic() + 5
+    end = time.monotonic() + STALL
     while scheduler.store._pins and time.monotonic() < end:
         time.sleep(0.01)
     assert scheduler.store._pins == 0, "leases"
@@ -548,7 +551,7 @@ def test_a_prompt_is_handed_from_one_engine_to_another(rig):
     other = tokens_of(h, 8, 850)
     begun = time.monotonic()
     stats = ask_rig(h, other, "never", params=told["cairn"])
-    assert stats.num_external_cached_tokens == 0 and 0.2 <= time.monotonic() - begun < 5
+    assert stats.num_external_cached_tokens == 0 and 0.2 <= time.monotonic() - begun < STALL
     # A page that is saved while its request goes on is written to only when it is saved.
     third = tokens_of(h, 9, 850)
     ask_rig(h, third, "goes on", length=40, params={"handoff": True})
@@ -650,24 +653,16 @@ def answer(rig, tokens, name):
 def hits_again(rig, tokens, name):
     """The client of a node that was gone tries it again after 2 s at most; then it is empty. A busy
     machine takes longer."""
-    end = time.monotonic() + 30
-    for i in range(1000):
+    end = time.monotonic() + STALL
+    for i in range(100_000):
         rig.drain()
         assert rig.scheduler.reset_prefix_cache()
         if answer(rig, tokens, f"{name}{i}")[1]:
             return True
         if time.monotonic() > end:
             return False
+        time.sleep(0.01)
     return False
-
-
-def freeze(process):
-    """Until all of its threads have stopped, it may still answer."""
-    process.send_signal(signal.SIGSTOP)
-    tasks = Path(f"/proc/{process.pid}/task")
-    while any((task / "stat").read_text().rpartition(")")[2].split()[0] not in "tT"
-              for task in tasks.iterdir()):
-        time.sleep(0.001)
 
 
 def test_a_node_that_freezes_and_one_that_dies(rig, node):
@@ -677,19 +672,19 @@ def test_a_node_that_freezes_and_one_that_dies(rig, node):
     assert hits_again(h, tokens, "hit")
     h.drain()
     assert h.scheduler.reset_prefix_cache()
-    freeze(node.process)
+    freeze(node.process.pid)
     waited, loaded = answer(h, tokens, "frozen")
-    assert loaded == 0 and waited < 0.5 + 1.0
-    for i in range(5):
-        waited, loaded = answer(h, tokens_of(h, 20 + i, 500), f"later{i}")
-        assert loaded == 0 and waited < 0.5, "one deadline in total"
-    node.process.send_signal(signal.SIGCONT)
+    assert loaded == 0 and waited < 0.5 + STALL
+    later = [answer(h, tokens_of(h, 20 + i, 500), f"later{i}") for i in range(5)]
+    assert not any(loaded for _, loaded in later)
+    assert usual(waited for waited, _ in later) < 0.5, "one deadline in total"
+    go_on(node.process.pid)
     assert hits_again(h, tokens, "back")
     node.kill()
     waited, loaded = answer(h, tokens_of(h, 30, 500), "dead")
-    assert loaded == 0 and waited < 0.5 + 1.0
-    waited, loaded = answer(h, tokens_of(h, 31, 500), "still dead")
-    assert loaded == 0 and waited < 0.5
+    assert loaded == 0 and waited < 0.5 + STALL
+    later = [answer(h, tokens_of(h, 40 + i, 500), f"still dead{i}") for i in range(5)]
+    assert not any(loaded for _, loaded in later) and usual(waited for waited, _ in later) < 0.5
     node.start()
     assert hits_again(h, tokens, "restarted")
 

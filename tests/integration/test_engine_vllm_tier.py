@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from patience import STALL, usual
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = Path(__file__).with_name("tier_engine.py")
@@ -99,7 +100,7 @@ def test_random_schedules(drive, place, node, kind):
         answer = drive("storm", uri=uri, seed=seed, steps=3000, timeout=5, lookup_timeout=5)
         assert answer["requests"] > 300 and answer["rows_loaded"] > 100, answer
         assert answer["events"] > 0, answer
-        assert answer["longest_s"] < 5, "a request waited past the deadline"
+        assert answer["longest_s"] < 5 + STALL, "a request waited past the deadline"
 
 
 def test_what_is_stored_outlives_the_engine(drive, drivers, place, node):
@@ -292,11 +293,12 @@ def test_a_node_that_stops_answering(drive, node, kind):
         drive.write("done")
     answer = drive.read("answer")
     print(kind, answer)
-    # The deadline of a lookup is 0.2 s, of a load 1 s, and 16 requests come one after another; the
-    # machine may be busy with other things for a moment.
-    slow = [w for w in answer["waits"] if w > 0.15]
-    assert len(slow) <= 3 and sum(slow) < (3 if "load" in kind else 2), answer
-    assert kind == "killed" or slow, "it was never asked"
+    # The deadline of a lookup is 0.2 s, of a load 1 s, and 16 requests come one after another: most
+    # of them do not wait, though the machine may be busy with other things for a moment.
+    waits = answer["waits"]
+    assert usual(waits) < 0.15 and max(waits) < 1 + STALL, answer
+    assert kind == "killed" or max(waits) > 0.15, "it was never asked"
     assert not any(answer["gone_hits"]), answer
-    assert answer["slowest_ms"] < 900, answer  # the node's own patience is 1 s
-    assert answer["back_s"] < 5, answer
+    # The node's own patience is 1 s; one call may have met a machine that stood still.
+    assert answer["slow_calls"] <= 1, answer
+    assert answer["back_s"] < STALL, answer

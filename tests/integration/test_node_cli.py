@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import pytest
+from freeze import freeze, go_on
 from kv_client import Kv, value_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,11 +184,11 @@ def test_no_answer_does_harm(cairn, answer):
 
 
 def test_a_node_that_stops_in_the_middle(cairn, node):
-    node.process.send_signal(signal.SIGSTOP)
+    freeze(node.process.pid)
     try:
         refused(cairn("info", "--timeout", "300ms", to=node), 1, "did not answer")
     finally:
-        node.process.send_signal(signal.SIGCONT)
+        go_on(node.process.pid)
     assert "cairn_version" in said(cairn("info", to=node))
 
 

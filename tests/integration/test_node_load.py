@@ -3,7 +3,6 @@ and chunks over both sockets. Every byte that any of them reads is judged (ledge
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ import pytest
 import kv_client as kv
 from fleet import (MIB, SANITIZED, Fleet, anonymous, ends_well, eventually, fds, fetch, info,
                    quiet, sound, state)
+from freeze import freeze, go_on
 from kv_client import Kv, key_of
 from wire import Wire
 
@@ -65,9 +65,9 @@ def test_clients_are_killed_and_stopped(small_node, fleet, rng, full):
             kills += 1
             fleet.start(number)
         else:
-            fleet.signal(number, signal.SIGSTOP)
+            freeze(fleet.processes[number].pid)
             time.sleep(rng.uniform(0, 0.5))
-            fleet.signal(number, signal.SIGCONT)
+            go_on(fleet.processes[number].pid)
             stops += 1
         assert fetch(node, "/healthz")[0] == 200
         memory_held(node, memory)
@@ -87,9 +87,9 @@ def test_the_node_is_stopped_and_goes_on(small_node, fleet, rng, full):
     until = time.monotonic() + seconds(full, 8)
     while time.monotonic() < until:
         time.sleep(rng.uniform(0, 0.4))
-        node.process.send_signal(signal.SIGSTOP)
+        freeze(node.process.pid)
         time.sleep(rng.choice([0.01, 0.2, 1.5]) * rng.random())
-        node.process.send_signal(signal.SIGCONT)
+        go_on(node.process.pid)
         fleet.check()
     before = fleet.total("changes")
     eventually(lambda: fleet.total("changes") > before + 20, 30)
@@ -108,9 +108,9 @@ def test_a_lease_that_expired_while_the_node_was_stopped(small_node):
         assert c.put(key, kv.value_of(key, 100_000))[0] == kv.OK
         lease, views = c.lease([key], ttl=300)
         assert lease and len(views) == 1
-        node.process.send_signal(signal.SIGSTOP)
+        freeze(node.process.pid)
         time.sleep(0.6)
-        node.process.send_signal(signal.SIGCONT)
+        go_on(node.process.pid)
         eventually(lambda: state(node)["leases_count"] == 0, 3)
         assert c.call("CAIRN.RENEW", lease, 1000) == kv.TIMEOUT
         assert c.call("CAIRN.RELEASE", lease) == 0
@@ -156,7 +156,7 @@ def test_leases_of_killed_clients_come_back(small_node, full):
             assert count == 6 and other == 6
             mine, views = c.lease([key_of("held", n) for n in range(12)])
             assert len(views) == 12
-            dying.send_signal(signal.SIGSTOP)
+            freeze(dying.pid)
             churn(node, turn, 60)
             assert all(c.view(v) == values[n] for n, v in enumerate(views))
             assert state(node)["leases_count"] == 3

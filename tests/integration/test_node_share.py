@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from freeze import freeze, go_on
 from kv_client import CORRUPT, OK, Kv, checks, get_item, key_of, put_item, value_of
 from test_node_kv import chain, connect, press, put_chain, state, until
 from wire import Error, request
@@ -339,7 +340,7 @@ def test_a_stopped_process_keeps_its_slots_and_blocks_nobody(node, victim):
     kv = connect(node)
     held_chain(kv)
     p = victim(node, "hold")
-    p.send_signal(signal.SIGSTOP)
+    freeze(p.pid)
     took = []
     for i in range(300):
         key = key_of("others", i)
@@ -349,7 +350,7 @@ def test_a_stopped_process_keeps_its_slots_and_blocks_nobody(node, victim):
         took.append(time.monotonic() - begin)
     assert max(took) < 2
     assert shared(node)["lease_pins"] == 4
-    p.send_signal(signal.SIGCONT)
+    go_on(p.pid)
     assert ask(p, "check") == "good"
     assert ask(p, "release") == "released 1"
 

@@ -3,7 +3,6 @@ import gc
 import os
 import random
 import select
-import signal
 import threading
 import time
 import weakref
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import cairn
+from freeze import freeze, go_on
 
 pytestmark = pytest.mark.timeout(120)
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -265,14 +265,14 @@ def test_a_node_that_stands_still_costs_the_deadline_and_no_submit(node, rng):
     keys, given = names(rng, 1), blocks(rng, 1)
     with cairn.open(f"unix:{node.socket}?timeout=500ms") as store, cairn.Queue(store) as queue:
         wait_for(queue, [queue.submit_put_runs(keys, *runs(given))])
-        node.process.send_signal(signal.SIGSTOP)
+        freeze(node.process.pid)
         began = time.monotonic()
         got = [np.zeros_like(given[0]) for _ in range(20)]
         tags = [queue.submit_get_runs(keys, *runs([g]), timeout=0.5) for g in got]
         assert time.monotonic() - began < 0.1, "submit waited for the node"
         late = wait_for(queue, tags)
         assert time.monotonic() - began < 15
-        node.process.send_signal(signal.SIGCONT)
+        go_on(node.process.pid)
         for tag, memory in zip(tags, got):
             assert late[tag] != [OK] or (memory == given[0]).all()
         assert sum(s != [OK] for s in late.values()) >= 1

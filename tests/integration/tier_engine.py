@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import random
-import signal
 import sys
 import time
 import traceback
 import uuid
 
 import numpy as np
+from freeze import freeze, go_on, kill
+from patience import STALL, blocked
 from vllm.v1.kv_offload import config as configs
 from vllm.v1.kv_offload.base import LookupResult, ReqContext, ScheduleEndContext, make_offload_key
 from vllm.v1.kv_offload.tiering.spec import TieringOffloadingSpec
@@ -73,14 +74,16 @@ class Engine:
         self.manager = TieringOffloadingSpec(offloading([tier(uri, **more)], rows)).get_manager()
         self.view = np.asarray(self.manager.primary_tier.get_kv_memoryview())
         self.tier = self.manager.secondary_tiers[0]
-        self.waiting, self.running, self.slowest, self.wrong = [], [], (0.0, ""), 0
+        self.waiting, self.running, self.slowest, self.slow_calls = [], [], (0.0, ""), 0
         self.step_seconds, self.steps, self.done, self.events = step, 0, [], 0
         self.stats, self.before_loads = {}, None
 
     def call(self, name, *args, of=None):
-        begun = time.monotonic()
+        begun = blocked()
         answer = getattr(of or self.manager, name)(*args)
-        self.slowest = max(self.slowest, (time.monotonic() - begun, name))
+        spent = blocked() - begun
+        self.slowest = max(self.slowest, (spent, name))
+        self.slow_calls += spent > 0.9
         return answer
 
     def add(self, keys, params=None):
@@ -155,7 +158,7 @@ class Engine:
         self.steps += 1
         time.sleep(self.step_seconds)
 
-    def run(self, rng, seconds=20.0, **more):
+    def run(self, rng, seconds=STALL, **more):
         """Until nothing waits, runs or is on its way."""
         end = time.monotonic() + seconds
         while self.waiting or self.running or self.manager.has_pending_work():
@@ -186,7 +189,8 @@ class Engine:
     def report(self, **more):
         counts = {k.removeprefix("vllm:cairn_tier_"): v for k, v in self.stats.items()}
         return {"steps": self.steps, "slowest_ms": round(self.slowest[0] * 1e3, 2),
-                "slowest": self.slowest[1], "events": self.events, **counts, **more}
+                "slowest": self.slowest[1], "slow_calls": self.slow_calls,
+                "events": self.events, **counts, **more}
 
 
 # --- plans ---
@@ -282,7 +286,7 @@ def plan_later(uri):
     engine = Engine(uri, step=0.01)
     before = engine.ask(prompt("a", 4), rng)
     told("start")
-    end, hits = time.monotonic() + 12, 0
+    end, hits = time.monotonic() + STALL, 0
     while hits < 4 and time.monotonic() < end:
         engine.forget()
         hits = engine.ask(prompt("a", 4), rng).hits
@@ -296,15 +300,15 @@ def plan_faults(uri, pid, kind):
     engine = Engine(uri, step=0.001)
     names = [f"p{i}" for i in range(8)]
     for name in names:
-        assert until_held(engine, rng, [name], 30) < 30
+        assert until_held(engine, rng, [name], STALL) < STALL
     engine.forget()
-    engine.slowest = (0.0, "")
+    engine.slowest, engine.slow_calls = (0.0, ""), 0
     if kind == "frozen in a load":
-        engine.before_loads = lambda: os.kill(pid, signal.SIGSTOP)
+        engine.before_loads = lambda: freeze(pid)
     elif kind == "frozen":
-        os.kill(pid, signal.SIGSTOP)
+        freeze(pid)
     elif kind == "killed":
-        os.kill(pid, signal.SIGKILL)
+        kill(pid)
     else:
         told("slow")
     gone = [engine.ask(prompt(name, 5), rng) for name in names]
@@ -312,7 +316,7 @@ def plan_faults(uri, pid, kind):
     waits = [round(r.waited, 3) for r in gone]
     gone_hits = [r.hits for r in gone]
     if kind.startswith("frozen"):
-        os.kill(pid, signal.SIGCONT)
+        go_on(pid)
     else:
         told("start")
     return back(engine, rng, names, waits, gone_hits)
@@ -320,7 +324,7 @@ def plan_faults(uri, pid, kind):
 
 def back(engine, rng, names, waits, gone_hits):
     """Hits again within so many seconds of its return; a killed node has to be filled first."""
-    seconds = until_held(engine, rng, names, 10)
+    seconds = until_held(engine, rng, names, STALL)
     engine.close()
     return engine.report(waits=waits, gone_hits=gone_hits, back_s=round(seconds, 2))
 

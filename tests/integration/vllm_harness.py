@@ -297,7 +297,7 @@ class Harness:
         salt = rng.choice([None, None, None, "a", "ü"])
         self.count += 1
         name = f"r{self.count}"
-        length = rng.choice([1, 2, 5, 20, 150])
+        length = rng.choice([1, 2, 5, 20, self.o.answer])
         params = SamplingParams(max_tokens=length, temperature=0.0, ignore_eos=True)
         request = Request(request_id=name, prompt_token_ids=tokens, sampling_params=params,
                           pooling_params=None, cache_salt=salt, block_hasher=self.hasher)
@@ -426,10 +426,19 @@ class Harness:
         self.resets += bool(self.scheduler.reset_prefix_cache(
             reset_connector=self.rng.random() < 0.1))
 
+    def missing(self) -> dict[str, float]:
+        """Of the events that --until names, those that have not been met often enough."""
+        said = self.report()
+        said.update({f"miss_{cause}": n for cause, n in said["store_misses"].items()})
+        return {name: said.get(name, 0) for name, count in self.o.until
+                if said.get(name, 0) < count}
+
     def run(self) -> None:
-        until = time.monotonic() + self.o.seconds
+        end = time.monotonic() + self.o.seconds
         pause = False
-        while self.steps < self.o.steps and time.monotonic() < until:
+        while time.monotonic() < end:
+            if self.steps >= self.o.steps and self.steps % 20 == 0 and not self.missing():
+                break
             if not pause and len(self.given) < 12 and self.rng.random() < 0.25:
                 self.add()
             if self.rng.random() < 0.02:
@@ -478,17 +487,25 @@ class Harness:
             _vllm_store.release(self.o.uri)
 
 
+def event(text: str) -> tuple[str, int]:
+    name, _, count = text.partition("=")
+    return name, int(count)
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--uri", required=True)
     p.add_argument("--model", required=True)
     p.add_argument("--seed", type=int, required=True)
-    p.add_argument("--steps", type=int, default=2000)
-    p.add_argument("--seconds", type=float, default=60)
+    p.add_argument("--steps", type=int, default=2000, help="at least so many")
+    p.add_argument("--until", type=event, action="append", default=[], metavar="NAME=COUNT",
+                   help="more steps until this has been counted so often; may be repeated")
+    p.add_argument("--seconds", type=float, default=60, help="at most, whatever is missing then")
     p.add_argument("--block", type=int, default=32)
     p.add_argument("--blocks", type=int, default=120, help="of the engine: few make it preempt")
     p.add_argument("--batch", type=int, default=512)
     p.add_argument("--longest", type=int, default=1500)
+    p.add_argument("--answer", type=int, default=150, help="tokens; long ones make it preempt")
     p.add_argument("--windows", type=int, default=0, help="sliding-window groups")
     p.add_argument("--window", type=int, default=96)
     p.add_argument("--asynchronous", action="store_true", help="a step is planned ahead")
@@ -501,7 +518,7 @@ def main() -> int:
     try:
         harness = Harness(o)
         harness.run()
-        found = harness.report()
+        found = {**harness.report(), "missing": harness.missing()}
         harness.scheduler.shutdown()
         harness.worker.shutdown()
     except Exception as why:

@@ -1,0 +1,102 @@
+"""tests/helpers/again.py: a failure that does not come again is named, any other one stays."""
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
+TURN = '''
+import pathlib
+import pytest
+
+def turn(name):
+    path = pathlib.Path(__file__).with_name(name)
+    count = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(count + 1))
+    return count
+'''
+TESTS = TURN + '''
+@pytest.mark.parametrize("way", ["frozen in a load"])
+def test_fails_once(way):
+    assert turn(way) > 0
+
+def test_fails_and_fails():
+    assert turn("other") % 2
+
+def test_passes():
+    pass
+
+def test_skips_later():
+    if turn("skips"):
+        pytest.skip("not now")
+    assert False
+
+@pytest.fixture
+def late():
+    yield
+    assert turn("late")
+
+def test_fails_at_its_end(late):
+    assert turn("end")
+'''
+SAYS = '''
+def test_that_says_something():
+    assert turn("said") > 0, "{}"
+'''
+
+
+def run(folder, text, names):
+    """What pytest, again.py and tally.py say of these tests."""
+    (folder / "tests").mkdir()
+    (folder / "tests/test_it.py").write_text(text)
+    report, unstable = folder / "report.xml", folder / "unstable"
+    subprocess.run([*PYTEST, f"--junitxml={report}", "tests"], cwd=folder, check=False, timeout=300)
+    again = subprocess.run([sys.executable, HELPERS / "again.py", report, unstable, *PYTEST],
+                           cwd=folder, text=True, capture_output=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    said = subprocess.run([sys.executable, HELPERS / "tally.py", f"--unstable={unstable}", report],
+                          text=True, capture_output=True, check=True)
+    names.extend(unstable.read_text().splitlines())
+    return said.stdout.strip(), again.stdout
+
+
+@pytest.fixture
+def names():
+    return []
+
+
+def test_what_passes_twice_is_unstable(tmp_path, names):
+    counts, _ = run(tmp_path, TESTS, names)
+    assert names == [f"tests.test_it::{test}" for test in (
+        "test_fails_once[frozen in a load]", "test_fails_at_its_end")]
+    # A test that fails and whose end fails too is two in a report.
+    assert counts == "4 2 0"
+
+
+@pytest.mark.parametrize("words", [
+    "wrong bytes in row 3", "ledger.Wrong: 'k' is no value of it", "bytes changed under a lease",
+    "==7==ERROR: AddressSanitizer: heap-use-after-free", "WARNING: ThreadSanitizer: data race",
+    "x.c:3:4: runtime error: shift", "assert (got == given).all()", "it ended with -11",
+    "assert b'one' == b'two'", "page a of kv on rank 0 has other bytes"])
+def test_words_about_bytes_are_final(tmp_path, names, words):
+    counts, said = run(tmp_path, TURN + SAYS.format(words), names)
+    assert counts == "0 1 0" and "says_something is not run again" in said and not names
+
+
+@pytest.mark.parametrize("words", ["ram_bytes: 3 < 4", "no hit after 20.11 s", "[6, 6, 0] != [6]"])
+def test_other_words_are_not(tmp_path, names, words):
+    counts, _ = run(tmp_path, TURN + SAYS.format(words), names)
+    assert counts == "1 0 0" and names == ["tests.test_it::test_that_says_something"]
+
+
+def test_many_failures_are_the_suite_s(tmp_path, names):
+    text = "".join(f"def test_{n}():\n    assert False\n" for n in range(6))
+    counts, said = run(tmp_path, text, names)
+    assert "none is run again" in said and not names and counts == "0 6 0"
+
+
+def test_a_file_that_cannot_be_imported_fails(tmp_path, names):
+    counts, said = run(tmp_path, "import nothing_of_this_name\n", names)
+    assert counts == "0 1 0" and "is no test" in said and not names
