@@ -165,18 +165,20 @@ static void put_differs(struct text *t, const cairn_identity *id, const cairn_id
     }
 }
 
-/* The nearest of the seen ones, made anew, or NULL. */
+/* The nearest of the others that were seen, made anew, or NULL. */
 static cairn_identity *nearest_of(const cairn_identity *id, const struct cairn_canon *seen,
-                                  size_t n, size_t *ret_count, size_t *ret_distance)
+                                  size_t n, size_t *ret_count, bool *ret_known)
 {
     cairn_identity *best = NULL, *one;
     size_t count = 0, best_distance = SIZE_MAX;
+    bool known = false;
     for (size_t i = 0; i < n; i++) {
         if (cairn_identity_decode(seen[i].bytes, seen[i].len, &one) != CAIRN_OK)
             continue;
         count++;
         size_t d = distance(id, one);
-        if (d <= best_distance) {
+        known = known || d == 0;
+        if (d && d <= best_distance) {
             cairn_identity_destroy(best);
             best = one;
             best_distance = d;
@@ -185,7 +187,7 @@ static cairn_identity *nearest_of(const cairn_identity *id, const struct cairn_c
         }
     }
     *ret_count = count;
-    *ret_distance = best_distance;
+    *ret_known = known;
     return best;
 }
 
@@ -193,12 +195,13 @@ size_t cairn_identity_why_json(const cairn_identity *id, const struct cairn_cano
                                char *out, size_t cap)
 {
     struct text t = {.out = out, .cap = cap};
-    size_t count, d;
-    cairn_identity *nearest = nearest_of(id, seen, n, &count, &d);
+    size_t count;
+    bool known;
+    cairn_identity *nearest = nearest_of(id, seen, n, &count, &known);
     put(&t, "{\"seen\": ");
     put_count(&t, count);
     put(&t, ", \"known\": ");
-    put(&t, d == 0 ? "true" : "false");
+    put(&t, known ? "true" : "false");
     put(&t, ", ");
     put_identity(&t, id);
     put(&t, ", \"nearest\": ");

@@ -56,6 +56,8 @@ static bool ask_held(struct node_call *c, const struct cairn_key *keys, size_t c
     return r != NULL;
 }
 
+#define UNDER_NEAREST "under the nearest identity"
+
 /* The nearest identity's fields and the differences, out of the answer of CAIRN.WHY. */
 struct nearest {
     struct answer *a;
@@ -130,10 +132,8 @@ static bool ask_identity(struct node_call *c, const struct options *o, const str
     json_walk(a->identity_json, take_leaf, &n);
     cairn_identity *id = NULL;
     bool ok = true;
-    if (!a->known && n.count && n.whole &&
-        cairn_identity_create(n.fields, n.count, &id, NULL, 0) == CAIRN_OK)
-        ok = try_way(c, o, p, "under the nearest identity",
-                     &(struct prompt_way){.identity = id}, a);
+    if (n.count && n.whole && cairn_identity_create(n.fields, n.count, &id, NULL, 0) == CAIRN_OK)
+        ok = try_way(c, o, p, UNDER_NEAREST, &(struct prompt_way){.identity = id}, a);
     cairn_identity_destroy(id);
     free_nearest(&n);
     return ok;
@@ -172,7 +172,7 @@ static void judge(struct answer *a, size_t tail_tokens)
     else if (a->missing.cause != CAIRN_CAUSE_ABSENT && a->missing.cause != CAIRN_CAUSE_NONE)
         snprintf(a->verdict, cap, "chunk %zu was held and was dropped %.1f s ago: %s", a->held,
                  (double)a->missing.age_ms / 1e3, a->missing.text);
-    else if (way && !a->known && a->differs[0])
+    else if (way && !strcmp(way->name, UNDER_NEAREST))
         snprintf(a->verdict, cap, "the same tokens are held %s (%zu chunks): %s", way->name,
                  way->held, a->differs);
     else if (way)

@@ -310,6 +310,31 @@ def test_ranks_have_a_part_each(rig, rng, node):
     assert ranks[0].load(swapped, blocks).bad == set(blocks[0].tolist())
 
 
+def test_engines_share_if_and_only_if_their_pages_are_alike(rig, rng, node):
+    uri = f"unix:{node.socket}"
+    one, alike, other = (rig(uri, layout, seed=i) for i, layout in enumerate(
+        ("a tensor a layer", "blocks outermost", "latent")))
+
+    def keys(r):
+        (fields,) = r.described.fields
+        named = cairn.keys(cairn.Identity(**fields), range(2 * r.described.chunk_tokens),
+                           domain=cairn.PUBLIC)
+        return np.frombuffer(b"".join(named), np.uint8).reshape(2, 1, 32)
+
+    blocks = distinct(rng, one.per, 2)
+    want = [one.page(0, b) for b in blocks[0]]
+    assert not one.save(keys(one), blocks).refused
+    assert (keys(alike) == keys(one)).all() and not alike.load(keys(alike), blocks).bad
+    assert all((alike.page(0, b) == w).all() for b, w in zip(blocks[0], want))
+    for asked in (keys(other), keys(one)):
+        assert other.load(asked, blocks).bad == set(blocks[0].tolist())
+    with cairn.open(uri) as store:
+        mine = cairn.Identity(**other.described.fields[0])
+        store.note(mine)  # as each engine does
+        told = store.why(mine)
+    assert told["known"] and "layout" in [d["field"] for d in told["differs"]]
+
+
 def test_the_layout_says_what_the_bytes_are(rig):
     def said(layout, **more):
         return [(f["layout"], f["kv_dtype"], f["block_tokens"])

@@ -357,6 +357,11 @@ def test_why_miss_names_the_field_of_the_identity_that_differs(cairn, node, toke
     assert "kv_dtype 'bfloat16' here, 'fp8' there" in answer["verdict"]
     assert answer["tried"][0] == {"way": "under the nearest identity", "held": 3}
     assert answer["identity"]["known"] is False
+    # An engine that never hits stores under its own identity.
+    note(node, IDENTITY)
+    answer = why(cairn, node, tokens)
+    assert "kv_dtype 'bfloat16' here, 'fp8' there" in answer["verdict"]
+    assert answer["identity"]["known"] is True
 
 
 def test_why_miss_names_the_part_of_the_key_that_differs(cairn, node, tokens):
