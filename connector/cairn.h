@@ -282,7 +282,7 @@ CAIRN_API size_t cairn_poll(cairn_queue *q, struct cairn_completion *out, size_t
 
 /* --- explanation and statistics -------------------------------------------------------------- */
 
-/* Why an identity never hits: JSON with the nearest other identity the store has seen and the fields
+/* Why an identity never hits: JSON with the nearest other one the store has seen and the fields
  * that differ. Writes at most cap bytes with the NUL; returns the length needed without it. */
 CAIRN_API size_t cairn_why(cairn_store *s, const cairn_identity *id, char *out, size_t cap);
 /* All statistics as one JSON object; as cairn_why. */
