@@ -1,6 +1,7 @@
 """The scheduler's half of the vLLM connector: its parts alone, and under vLLM's own scheduler with
 a made-up model (vllm_harness.py). No engine is started."""
 import argparse
+import inspect
 import threading
 import time
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_an_adapter_is_named_by_what_is_in_its_files(tmp_path):
 def test_what_is_not_in_the_tokens_is_in_the_keys(tmp_path):
     a, b = adapter(tmp_path / "a", b"1"), adapter(tmp_path / "b", b"1")
     lora = [LoRARequest("a", 1, a), LoRARequest("b", 1, a), LoRARequest("a", 2, b)]
-    kinds = [keys(), keys(names(epoch="2")), keys(cache_salt="a"), keys(cache_salt="b"),
+    kinds = [keys(), keys(names(epoch="2")), keys(cache_salt="a"), keys(cache_salt="\ud800"),
              *(keys(lora_request=one) for one in lora),
              keys(mm_features=[image(3)]), keys(mm_features=[image(3, identifier="dog")]),
              keys(mm_features=[image(4)]), keys(mm_features=[image(3, 21)])]
@@ -464,8 +465,10 @@ def test_weights_that_change(rig):
     assert ask_rig(h, tokens, "kept").num_external_cached_tokens == 768
 
 
-def test_weights_that_are_written_over(rig):
+def test_weights_that_are_written_over(rig, monkeypatch):
     """As vLLM's worker does it, without a word to a connector."""
+    for name in ("WAIT_SECONDS", "STEP_WAIT_SECONDS"):  # a step without the promise would tell too
+        monkeypatch.setattr(f"cairn._vllm_scheduler.{name}", 60.0)
     from cairn._vllm_weights import watch
 
     class Worker:
@@ -717,6 +720,21 @@ def test_events_name_the_engine_s_blocks():
     off.planned(save(1, [1]), made, 0, CHUNK)
     off.ended([save(1, [1])], [])
     assert off.take() == []
+
+
+def test_no_hook_raises_into_the_engine():
+    from cairn.vllm import CairnConnector
+    broken = object.__new__(CairnConnector)  # it has neither half
+    called = 0
+    for name, hook in vars(CairnConnector).items():
+        # Only a version that has its results calls this one.
+        known = name != "get_transfer_results" or FAILED_REQUESTS_CAN_BE_TOLD
+        if inspect.isfunction(hook) and not name.startswith("_") and known:
+            wants = [p for p in inspect.signature(hook).parameters.values()
+                     if p.kind is p.POSITIONAL_OR_KEYWORD]
+            getattr(broken, name)(*[None] * (len(wants) - 1))
+            called += 1
+    assert called > 25
 
 
 def test_vllm_knows_the_connector_by_name():

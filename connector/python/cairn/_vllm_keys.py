@@ -59,7 +59,7 @@ def extras(request: Request, first: int, end: int, chunk_tokens: int) -> dict[in
     if first == 0:
         whole = []
         if request.cache_salt:
-            whole.append(b"vllm cache_salt " + request.cache_salt.encode())
+            whole.append(_bytes(f"vllm cache_salt {request.cache_salt}"))
         if request.lora_request is not None:
             # One that has lost its name since is named as nothing else ever.
             whole.append(adapter_name(request.lora_request) or b"vllm lora " + uuid.uuid4().bytes)
@@ -69,10 +69,14 @@ def extras(request: Request, first: int, end: int, chunk_tokens: int) -> dict[in
         at, size = item.mm_position.offset, item.mm_position.length
         for chunk in range(max(at // chunk_tokens, first),
                            min(-(-(at + size) // chunk_tokens), end)):
-            found.setdefault(chunk - first, []).append(
-                f"vllm mm {item.modality} {item.identifier} "
-                f"{at - chunk * chunk_tokens} {size}".encode())
+            found.setdefault(chunk - first, []).append(_bytes(
+                f"vllm mm {item.modality} {item.identifier} {at - chunk * chunk_tokens} {size}"))
     return found
+
+
+def _bytes(text: str) -> bytes:
+    """Of any text that a client may give, halves of characters too."""
+    return text.encode("utf-8", "surrogatepass")
 
 
 class Chain:

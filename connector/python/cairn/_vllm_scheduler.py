@@ -117,7 +117,7 @@ class SchedulerSide:
                 return
             except (Error, OSError) as error:
                 why = str(error)
-        logger.warning("cairn: this engine runs without the cache: %s", why)
+        stores.without(why)
 
     def _unfit(self, ranks: list[Described]) -> str | None:
         for rank in ranks:

@@ -24,6 +24,12 @@ def apart(config: VllmConfig) -> bool:
     return bool(config.parallel_config.distributed_executor_backend != "uni")
 
 
+def without(why: object) -> str:
+    """Says that this engine has no cache."""
+    logger.warning("cairn: this engine runs without the cache until it is started again: %s", why)
+    return str(why)
+
+
 def acquire(uri: str, timeout: float = 30.0) -> Store:
     with _lock:
         store, users = _stores.get(uri) or (store_open(uri, timeout=timeout), 0)

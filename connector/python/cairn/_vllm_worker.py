@@ -91,8 +91,7 @@ class WorkerSide:
         except InvalidError:
             raise
         except (Error, OSError) as why:
-            self._described.why_not = str(why)
-            logger.warning("cairn: this engine runs without the cache: %s", why)
+            self._described.why_not = stores.without(why)
 
     # --- what the engine has ---
 
@@ -108,8 +107,7 @@ class WorkerSide:
             if self._options.embedded and stores.apart(self._config):
                 self._listener = Listener(_link(self._config), self._store)
         except (Unsupported, Error, OSError) as why:
-            self._described.why_not = str(why)
-            logger.warning("cairn: this engine runs without the cache: %s", why)
+            self._described.why_not = stores.without(why)
             return
         first = self._described.rank * len(pages)
         self._parts = [Part(first + g, p, chunk_tokens // s.block_size, b"")

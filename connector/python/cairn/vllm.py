@@ -223,6 +223,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
                                  num_external_tokens: int) -> None:
         self.scheduler.allocated(request, blocks, num_external_tokens)
 
+    @_answers(dict)
     def get_external_cache_hit_sources(self, request: Request,
                                        num_external_tokens: int) -> dict[Any, int]:
         return hit_sources(num_external_tokens, self.scheduler.near)
