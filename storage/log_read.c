@@ -339,8 +339,11 @@ static struct nvme_load *load_next(struct cairn_nvme *t)
 
 void nvme_reads_start(struct cairn_nvme *t)
 {
-    /* Twice the depth that keeps the device busy: it has work while this thread hashes. */
-    uint64_t bytes_max = 2 * (uint64_t)t->info.depth * (NVME_PIECE + CAIRN_BLOCK);
+    /* Twice the depth that keeps an idle machine's device busy, as it has work while this thread
+     * hashes; twice that while nothing is written, as each io takes longer beside the copies to
+     * callers. */
+    uint32_t deep = t->writes_out || t->wq.head ? 2 : 4;
+    uint64_t bytes_max = (uint64_t)deep * t->info.depth * (NVME_PIECE + CAIRN_BLOCK);
     while (t->reads_out < SMALL_IOS && t->read_bytes_out < bytes_max) {
         struct nvme_load *l = load_next(t);
         struct nvme_io *x = l ? nvme_io_take(t) : NULL;
