@@ -259,26 +259,27 @@ static cairn_status next_item(struct remote_conn *c, struct cairn_sock_fds *fds)
 }
 
 /* The rest of a string that nobody took: the answer ends with it, and not one byte further. */
-static cairn_status string_skip(struct remote_conn *c)
+static cairn_status string_skip(struct remote_conn *c, struct cairn_sock_fds *fds)
 {
     switch (cairn_reply_next(&c->in)) {
     case CAIRN_REPLY_FILLED:
         string_ended(c);
         return CAIRN_OK;
     case CAIRN_REPLY_MORE:
-        return receive(c, NULL);
+        return receive(c, fds);
     default:
         return CAIRN_CORRUPT;
     }
 }
 
-cairn_status conn_await(struct remote_conn *c, uint64_t ticket)
+/* Descriptors come with the first byte of an answer: all that is read up to it may bring them. */
+static cairn_status await(struct remote_conn *c, uint64_t ticket, struct cairn_sock_fds *fds)
 {
     cairn_status st = c->iov_count || c->send_failed ? conn_flush(c) : CAIRN_OK;
     while (!st && c->answered < ticket)
-        st = c->ending ? string_skip(c) : next_item(c, NULL);
+        st = c->ending ? string_skip(c, fds) : next_item(c, fds);
     if (!st)
-        st = next_item(c, NULL);
+        st = next_item(c, fds);
     if (st)
         return st;
     const struct cairn_reply_item *i = &c->in.item;
@@ -288,6 +289,11 @@ cairn_status conn_await(struct remote_conn *c, uint64_t ticket)
     }
     c->peeked = true;
     return CAIRN_OK;
+}
+
+cairn_status conn_await(struct remote_conn *c, uint64_t ticket)
+{
+    return await(c, ticket, NULL);
 }
 
 cairn_status conn_int(struct remote_conn *c, int64_t *ret)
@@ -438,57 +444,66 @@ static cairn_status hello(struct remote_conn *c, bool *shared, char *err, size_t
     return st;
 }
 
-/* The descriptors come with the first byte of the answer. */
-static cairn_status attach_answer(struct remote_conn *c, struct cairn_sock_fds *fds,
-                                  int64_t *ret_arena, int64_t *ret_window)
-{
-    uint64_t count;
-    cairn_status st = conn_flush(c);
-    if (!st)
-        st = next_item(c, fds);
-    if (st)
-        return st;
-    if (c->in.item.kind == CAIRN_REPLY_FAILURE) {
-        cairn_log(CAIRN_LOG_WARN, "%s: not attached, bytes go through the socket: %.*s",
-                  c->o->address, (int)c->in.item.len, c->in.item.text);
-        return CAIRN_BUSY;
-    }
-    c->peeked = true;
-    st = conn_array(c, &count);
-    if (!st)
-        st = count == 2 ? conn_int(c, ret_arena) : CAIRN_CORRUPT;
-    return st ? st : conn_int(c, ret_window);
-}
-
 static cairn_status attach_map(struct remote_conn *c, const struct cairn_sock_fds *fds,
-                               int64_t arena, int64_t window, char *err, size_t cap)
+                               int64_t arena, char *err, size_t cap)
 {
-    const char *why = "it sent no descriptors of its memory";
-    if (fds->count == (window ? 2 : 1))
+    const char *why = "it sent no descriptor of its memory";
+    if (fds->count == 1)
         c->arena = remote_arena_get(c->arenas, fds->fd[0], (uint64_t)arena, &why);
-    if (c->arena && window) {
-        c->window = remote_window_map(fds->fd[1], (uint64_t)window);
-        c->window_len = c->window ? (uint64_t)window : 0;
-        why = "its window cannot be mapped";
-    }
-    if (c->arena && (c->window || !window))
+    if (c->arena)
         return CAIRN_OK;
     snprintf(err, cap, "%s: the node's memory cannot be used: %s", c->o->address, why);
     return CAIRN_CORRUPT;
 }
 
+/* Without a window: that takes the node longer than all else, and who only reads needs none. */
 static cairn_status attach(struct remote_conn *c, char *err, size_t cap)
 {
     struct cairn_sock_fds fds = {.count = 0};
+    uint64_t count;
     int64_t arena = 0, window = 0;
-    conn_command(c, "CAIRN.ATTACH", 1);
-    conn_number(c, c->o->window);
-    cairn_status st = attach_answer(c, &fds, &arena, &window);
+    uint64_t ticket = conn_command(c, "CAIRN.ATTACH", 1);
+    conn_number(c, 0);
+    cairn_status st = await(c, ticket, &fds);
+    if (st == CAIRN_BUSY) {
+        cairn_log(CAIRN_LOG_WARN, "%s: not attached, bytes go through the socket", c->o->address);
+        cairn_sock_fds_close(&fds);
+        return CAIRN_OK;
+    }
     if (!st)
-        st = attach_map(c, &fds, arena, window, err, cap);
-    else if (st != CAIRN_BUSY)
+        st = conn_array(c, &count);
+    if (!st)
+        st = count == 2 ? conn_int(c, &arena) : CAIRN_CORRUPT;
+    if (!st)
+        st = conn_int(c, &window);
+    if (!st)
+        st = attach_map(c, &fds, arena, err, cap);
+    else
         snprintf(err, cap, "%s: the node %s while this client attached", c->o->address,
                  st == CAIRN_TIMEOUT ? "fell silent" : "went away");
+    cairn_sock_fds_close(&fds);
+    return st;
+}
+
+cairn_status conn_window(struct remote_conn *c)
+{
+    struct cairn_sock_fds fds = {.count = 0};
+    int64_t len = 0;
+    if (!c->arena || !c->o->window || c->window_asked)
+        return CAIRN_OK;
+    c->window_asked = true;
+    uint64_t ticket = conn_command(c, "CAIRN.WINDOW", 1);
+    conn_number(c, c->o->window);
+    cairn_status st = await(c, ticket, &fds);
+    if (!st)
+        st = conn_int(c, &len);
+    if (!st && len > 0) {
+        c->window = fds.count == 1 ? remote_window_map(fds.fd[0], (uint64_t)len) : NULL;
+        c->window_len = c->window ? (uint64_t)len : 0;
+        if (!c->window)
+            cairn_log(CAIRN_LOG_WARN, "%s: the window cannot be mapped, values go through the "
+                      "socket", c->o->address);
+    }
     cairn_sock_fds_close(&fds);
     return st == CAIRN_BUSY ? CAIRN_OK : st;
 }

@@ -41,6 +41,7 @@ struct remote_conn {
     struct remote_arena *arena;        /* NULL: not attached                                     */
     char *window;                      /* NULL: none                                             */
     uint64_t window_len;
+    bool window_asked;
 
     uint64_t asked, answered;          /* commands, answers read                                 */
     struct cairn_reply in;
@@ -98,6 +99,8 @@ void conn_forget(struct remote_conn *c);
 /* Flushes and reads up to the answer of the ticket. CAIRN_BUSY: the answer is an error (logged),
  * and read. */
 cairn_status conn_await(struct remote_conn *c, uint64_t ticket);
+/* Asks once for a window to write values into. Without one they go through the socket. */
+cairn_status conn_window(struct remote_conn *c);
 cairn_status conn_int(struct remote_conn *c, int64_t *ret);
 cairn_status conn_array(struct remote_conn *c, uint64_t *ret_count); /* of a map: twice its pairs */
 #define CONN_NULL UINT64_MAX

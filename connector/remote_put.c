@@ -147,7 +147,7 @@ static cairn_status put_over(struct remote *r, struct remote_conn *c, void *arg)
 {
     struct put_call *call = arg;
     struct put_run run = {.c = c, .puts = call->puts};
-    cairn_status st = CAIRN_OK;
+    cairn_status st = conn_window(c);
     (void)r;
     for (size_t i = 0; i < call->count && !st; i++) {
         struct cairn_put *p = &call->puts[i];

@@ -118,6 +118,17 @@ class Kv(Wire):
             self.window = mmap.mmap(fds[1], window_bytes)
         return answer
 
+    def more_window(self, size):
+        self.sock.sendall(request("CAIRN.WINDOW", size))
+        data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 4)
+        self.buffer += data
+        answer = Wire.reply(self)[1]
+        if not fds:
+            return answer
+        self.fds += fds
+        self.window = mmap.mmap(fds[0], answer)
+        return answer
+
     def view(self, view):
         """The bytes of a view; None if the record there is another or its bytes are damaged."""
         offset, length, version, check = view

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import cairn
 from freeze import freeze, go_on
 from kv_client import CORRUPT, OK, Kv, checks, get_item, key_of, put_item, value_of
 from test_node_kv import chain, connect, press, put_chain, state, until
@@ -140,6 +141,33 @@ def test_windows_are_bounded(node):
     assert sizes == [20 << 20, 20 << 20, 20 << 20, 4 << 20, 0]
     assert shared(node)["window_bytes"] == 64 << 20
     assert more[-1].put(key_of("inline"), b"bytes through the socket") == [OK, 0]
+
+
+def test_a_window_is_asked_for_by_who_writes(node):
+    kv = connect(node)
+    assert "attach" in kv.more_window(1 << 20)
+    kv.attach(0)
+    assert "number of bytes" in kv.more_window(-1)
+    assert kv.more_window(0) == 0
+    assert kv.more_window(1 << 20) == 2 << 20
+    assert shared(node)["window_bytes"] == 2 << 20
+    assert "already" in kv.more_window(1 << 20)
+    key = key_of("late window")
+    value = value_of(key, 5000)
+    kv.window[:len(value)] = value
+    assert kv.put_window(key, 0, len(value), checks(value)) == [OK, 0]
+    kv.close()
+    until(lambda: shared(node)["window_bytes"] == 0)
+    with cairn.open(f"unix:{node.socket}") as store:
+        out = bytearray(len(value))
+        assert store.get([key], [out]) == [True] and out == value
+        assert shared(node)["window_bytes"] == 0, "who reads has no window"
+        lease = store.lease([key])  # its answers are read past before that of the window
+        lease.release()
+        assert store.put([key_of("more")], [value]) == [True]
+        assert shared(node)["window_bytes"] == 32 << 20
+        assert store.get([key_of("more")], [out]) == [True] and out == value
+    until(lambda: shared(node)["window_bytes"] == 0)
 
 
 def test_put_from_the_window(node):

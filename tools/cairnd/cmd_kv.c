@@ -248,6 +248,8 @@ const struct command commands_kv[] = {
      "Agrees on the version of these commands and says what the node serves.", 0, 0, 0, 0},
     {"CAIRN.ATTACH", 2, COMMAND_LOCAL, 0, kv_attach_run,
      "Hands over the arena, to be read in place, and a window to write values into.", 0, 0, 0, 0},
+    {"CAIRN.WINDOW", 2, COMMAND_LOCAL, 0, kv_window_run,
+     "Hands over a window to write values into, if the attached client has none.", 0, 0, 0, 0},
     {"CAIRN.LOOKUP", 2, COMMAND_FAST, 0, lookup_run,
      "Counts the keys held from the start, and those of them in RAM.", 0, 0, 0, 0},
     {"CAIRN.GET", 3, 0, 0, kv_get_run, "Gets values or ranges of them, with their checks.",

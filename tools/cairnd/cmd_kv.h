@@ -30,6 +30,7 @@ static inline bool kv_is_chunk(const struct cairn_pin *pin)
 }
 
 enum call_flow kv_attach_run(struct call *c);  /* cmd_kv_lease.c */
+enum call_flow kv_window_run(struct call *c);
 enum call_flow kv_lease_run(struct call *c);
 enum call_flow kv_renew_run(struct call *c);
 enum call_flow kv_release_run(struct call *c);

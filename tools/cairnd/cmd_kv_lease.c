@@ -14,12 +14,20 @@ static void count_up(_Atomic uint64_t *counter, uint64_t n)
     atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
+static bool window_size(struct call *c, int64_t *ret)
+{
+    if (call_int(c, 1, ret) && *ret >= 0)
+        return true;
+    kv_error(c, "the window's size is a number of bytes, 0 for none");
+    return false;
+}
+
 enum call_flow kv_attach_run(struct call *c)
 {
     int64_t window;
     char why[200];
-    if (!call_int(c, 1, &window) || window < 0)
-        return kv_error(c, "the window's size is a number of bytes, 0 for none");
+    if (!window_size(c, &window))
+        return CALL_DONE;
     if (!c->may_wait)
         return kv_attach(c->client, why, sizeof why) ? kv_error(c, "%s", why) : CALL_WAITS;
     kv_open_window(c->client, (uint64_t)window);
@@ -30,6 +38,25 @@ enum call_flow kv_attach_run(struct call *c)
     cairn_out_fds(c->out, fds, s->window.len ? 2 : 1);
     cairn_out_array(c->out, 2);
     cairn_out_int(c->out, (int64_t)kv->arena_len);
+    cairn_out_int(c->out, (int64_t)s->window.len);
+    return CALL_DONE;
+}
+
+enum call_flow kv_window_run(struct call *c)
+{
+    int64_t window;
+    struct client_shared *s = c->client->shared;
+    if (!window_size(c, &window))
+        return CALL_DONE;
+    if (!s || !s->attached)
+        return kv_error(c, "attach before you ask for a window");
+    if (s->window.len)
+        return kv_error(c, "this connection has a window of %zu bytes already", s->window.len);
+    if (!c->may_wait)
+        return CALL_WAITS;
+    kv_open_window(c->client, (uint64_t)window);
+    if (s->window.len)
+        cairn_out_fds(c->out, &s->window.fd, 1);
     cairn_out_int(c->out, (int64_t)s->window.len);
     return CALL_DONE;
 }
