@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import STALL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +71,7 @@ class Node:
                 except OSError:
                     continue
 
-    def start(self, *options: str, env=None, timeout: float = 30, wait: bool = True):
+    def start(self, *options: str, env=None, timeout: float = 60, wait: bool = True):
         """`--name=value` options beside those of this object; the last one of a name counts."""
         self.port = self.port or self.free_port()
         self.http_port = self.http_port or self.free_port()
@@ -91,7 +92,7 @@ class Node:
             self.wait_ready(timeout)
         return self
 
-    def wait_ready(self, timeout: float = 30) -> None:
+    def wait_ready(self, timeout: float = 60) -> None:
         end = time.monotonic() + timeout
         while True:
             try:
@@ -105,7 +106,7 @@ class Node:
                     raise AssertionError(f"no node: {error}\n{self.said()}") from None
                 time.sleep(0.01)
 
-    def connect(self, tcp: bool = False, timeout: float = 20) -> socket.socket:
+    def connect(self, tcp: bool = False, timeout: float = 20 + STALL) -> socket.socket:
         """A plain connection: over the unix socket, if there is one."""
         if tcp or not self.socket:
             return socket.create_connection(("127.0.0.1", self.port), timeout)
@@ -126,7 +127,7 @@ class Node:
     def said(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = 30 + STALL) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout)
@@ -135,7 +136,7 @@ class Node:
         if self.process and self.process.poll() is None:
             self.process.kill()
         if self.process:
-            self.process.wait(30)
+            self.process.wait(30 + STALL)
 
 
 @pytest.fixture(scope="session")
@@ -163,7 +164,7 @@ def new_node(cairnd, place):
         if one.process and one.process.poll() is None:
             one.process.terminate()
             try:
-                one.process.wait(20)
+                one.process.wait(20 + STALL)
             except subprocess.TimeoutExpired:
                 one.kill()
     for one in made:  # of builds with CAIRN_SANITIZE

@@ -63,7 +63,7 @@ class Bridge:
     def __init__(self, adapter):
         self.adapter = adapter
 
-    def _wait(self, fd, take, seconds=30):
+    def _wait(self, fd, take, seconds=90):
         end = time.monotonic() + seconds
         while (found := take()) is None:
             assert time.monotonic() < end, "no completion"

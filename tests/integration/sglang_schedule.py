@@ -18,6 +18,7 @@ from sglang.srt.mem_cache.hicache_storage import (HiCacheStorageExtraInfo, PoolH
                                                   PoolTransfer, PoolTransferResult)
 
 BATCH = 8
+PATIENCE = 300  # seconds for what a test is about to happen
 OTHERS = (PoolName.SWA, PoolName.MAMBA)
 
 
@@ -161,7 +162,7 @@ class Worker(threading.Thread):
 
     def run(self):
         try:
-            while self.left > 0 and not self.gate.stop.is_set():
+            while (self.left > 0 or self.gate.lacking) and not self.gate.stop.is_set():
                 with self.gate.step():
                     begun = time.monotonic()
                     self.step()
@@ -313,7 +314,7 @@ class Gate:
     """Steps of the workers side by side; between two of them the world may be changed."""
 
     def __init__(self):
-        self.stop = threading.Event()
+        self.stop, self.lacking = threading.Event(), True
         self._condition = threading.Condition()
         self._inside, self._closed = 0, False
 
@@ -342,9 +343,10 @@ class Gate:
                 self._condition.notify_all()
 
 
-def run(rng, ranks, steps, changes, every=0.15):
-    """Runs `steps` steps a worker. changes: what happens meanwhile, at any time; a function that
-    has `apart` happens between steps."""
+def run(rng, ranks, steps, changes, every=0.15, until=lambda workers: True):
+    """Runs `steps` steps a worker, and more until `until` says that what the test is about has
+    happened. changes: what happens meanwhile, at any time; a function that has `apart` happens
+    between steps."""
     prompts = [[hashlib.sha256(f"{p} {i}".encode()).hexdigest() for i in range(24)]
                for p in range(6)]
     gate = Gate()
@@ -352,12 +354,13 @@ def run(rng, ranks, steps, changes, every=0.15):
                for rank in ranks for number in range(3)]
     for worker in workers:
         worker.start()
-    due = []
+    due, end = [], time.monotonic() + PATIENCE
     while any(w.is_alive() for w in workers):
         time.sleep(rng.random() * every)
         due = due or rng.sample(changes, len(changes))
         change = due.pop()
         gate.between(change) if getattr(change, "apart", False) else change()
+        gate.lacking = time.monotonic() < end and not until(workers)
     for worker in workers:
         if worker.failure:
             raise worker.failure

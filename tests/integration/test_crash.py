@@ -51,7 +51,7 @@ def iteration(programs, uri, oracle, rng):
     if during_open:
         time.sleep(rng.uniform(0, 0.06))
     else:
-        assert reader.ready.wait(60), "open and a read of every key took more than 60 s"
+        assert reader.ready.wait(120), "open and a read of every key took more than 120 s"
         time.sleep(rng.choice([0.002, 0.05, 0.3]) * rng.random())
     opened = time.monotonic() - begun if reader.ready.is_set() else None
     worker.send_signal(signal.SIGKILL)
@@ -76,7 +76,10 @@ def test_kill(programs, place, full, engine, write, times):
     times *= 10 if full else 1
     opened = []
     print(f"seed {seed}, {times} kills")
-    for number in range(times):
+    # A busy machine lets few values through in the life of a worker.
+    for number in range(4 * times):
+        if number >= times and oracle.verified > 10 * times and oracle.certain > times:
+            break
         try:
             opened.append(iteration(programs, uri, oracle, rng))
         except AssertionError as wrong:

@@ -111,9 +111,7 @@ def test_a_value_of_another_size_is_a_miss_and_is_not_promised_again(bridge, uri
     assert l2.store(keys, objects(keys, 40000))
     other = [memory(39999, 7), memory(40000)]
     assert l2.load(keys, other) == [False, True]
-    end = time.monotonic() + 10
-    while l2.lookup(keys) != [False, True]:
-        assert time.monotonic() < end
+    until(lambda: l2.lookup(keys) == [False, True])
     assert "40000 bytes and LMCache asks for 39999" in caplog.text
     assert right(keys[1:], other[1:]) == [True]
     # It is the held one again that LMCache has: promised again, from the next lookup on.
@@ -156,10 +154,10 @@ def test_descriptor_is_readable_exactly_while_answers_wait(uri, rng):
                client.submit_batch_get(["no key"], [buf]), client.submit_batch_exists([])]
     answers = []
     while len(answers) < len(futures):
-        assert readable(20)
+        assert readable(60)
         answers += client.drain_completions()
     assert sorted(a[0] for a in answers) == sorted(futures) and len(set(futures)) == len(futures)
-    end = time.monotonic() + 10  # a missed get is looked at once more, which needs no answer
+    end = time.monotonic() + 60  # a missed get is looked at once more, which needs no answer
     while readable(0):
         assert client.drain_completions() == [] and time.monotonic() < end
     client.submit_batch_exists([text])
@@ -199,10 +197,7 @@ def test_a_node_may_come_later(bridge, new_node, rng):
     assert not l2.store(keys, objects(keys, 5000))
     assert l2.lookup(keys) == [False] and l2.load(keys, [memory(5000)]) == [False]
     node.start()
-    end = time.monotonic() + 20
-    while not l2.store(keys, objects(keys, 5000)):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: l2.store(keys, objects(keys, 5000)))
     assert l2.lookup(keys) == [True]
 
 
@@ -320,11 +315,14 @@ def test_a_real_engine_loses_nothing(new_node, processes, place, words):
     assert alone["text"] == own["text"]
     stored_node(node)
     engine.reset()
-    for _ in range(20):  # until the adapter has found the node again
-        if engine.answer(prompt)["cached"]:
-            break
-        time.sleep(0.5)
-        engine.reset()
+
+    def found_again():
+        held = engine.answer(prompt)["cached"]
+        if not held:
+            engine.reset()
+        return held
+
+    until(found_again, 180)
     back = engine.answer(prompt)
     assert back["cached"] == CHUNKS * CHUNK and back["text"] == own["text"]
     assert "Traceback" not in second.said()

@@ -3,22 +3,23 @@ every task completes, nothing wrong is ever a hit, and nothing is written behind
 import os
 import random
 import select
-import signal
 import time
 
 import pytest
 
 pytest.importorskip("lmcache", reason="lmcache is not installed: tests/run engine installs it")
 
+from freeze import freeze, go_on  # noqa: E402
 from lmcache.v1.platform import consume_fd  # noqa: E402
 from lmcache_bridge import (Bridge, adapter_json, content, loaded, memory, name,  # noqa: E402
                             objects)
+from patience import STALL  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
 SIZES = (3000, 40000, 262144 + 5)
 IN_FLIGHT = 12
-LATE = 30.0  # the adapter's timeout is 5 s, and a task may wait for one before it
+LATE = 10.0 + STALL  # the adapter's timeout is 5 s, and a task may wait for one before it
 SCRIBBLE = 0xA5
 
 
@@ -113,12 +114,12 @@ def fault(node, rng):
     if node.process.poll() is not None:
         start(node, wait=False)
     elif node.frozen:
-        node.process.send_signal(signal.SIGCONT)
+        go_on(node.process.pid)
     elif rng.random() < 0.5:
         node.kill()
         return rng.uniform(0.05, 0.4)
     else:
-        node.process.send_signal(signal.SIGSTOP)
+        freeze(node.process.pid)
         node.frozen = True
         return rng.choice([0.01, 0.1, 0.8])
     node.frozen = False
@@ -151,7 +152,7 @@ def test_storm(new_node, scheme, full):
         # Back again: stored and found within seconds.
         again = Bridge(adapter)
         keys = storm.names[:1]
-        until = time.monotonic() + 10
+        until = time.monotonic() + STALL
         while not (again.store(keys, objects(keys, storm.size[keys[0]]))
                    and again.lookup(keys) == [True]):
             assert time.monotonic() < until, "no hit after the node's return"
@@ -160,7 +161,7 @@ def test_storm(new_node, scheme, full):
             storm.submit()
     finally:
         if node.process.poll() is None:
-            node.process.send_signal(signal.SIGCONT)
+            go_on(node.process.pid)
         adapter.close()  # with those on their way
     storm.untouched()
     print(storm.counts, storm.held, "held", storm.loaded, "loaded")

@@ -24,6 +24,13 @@ DOCUMENT = Path("/usr/share/common-licenses/GPL-3")
 BLOCK = 128
 
 
+def connector(uri, **more):
+    """vLLM's configuration; a busy machine takes its time for a lookup."""
+    return {"kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
+            "kv_role": "kv_both",
+            "kv_connector_extra_config": {"uri": uri, "lookup_timeout": 20}, **more}
+
+
 @pytest.fixture
 def start(place):
     """Starts engines on one store; kills what a test leaves."""
@@ -32,6 +39,7 @@ def start(place):
     running = []
 
     def one(name, uri=f"embedded://{place}?ram=256MiB&disk=1GiB&lock_wait=1s", **options):
+        options = {"transfer": connector(uri), **options}
         engine = EngineProcess(MODEL, uri, place / f"{name}.log", max_len=2048, kv_gib=1, **options)
         running.append(engine)
         return engine
@@ -260,11 +268,7 @@ def test_ranks_have_a_part_of_each_chunk(start, words, node):
     prompt = words[:4 * BLOCK + 60]
     node.kill()
     node.start("--ram=512MiB")
-    # Three ranks that spin on two processors leave a lookup little time.
-    engine = start("three", ranks=3, transfer={
-        "kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
-        "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"uri": f"unix:{node.socket}", "lookup_timeout": 20}})
+    engine = start("three", ranks=3, uri=f"unix:{node.socket}")
     engine.answer(prompt)
     own = engine.answer(prompt)
     engine.reset()
@@ -286,9 +290,7 @@ def test_ranks_have_a_part_of_each_chunk(start, words, node):
 
 def test_beside_another_connector(start, words, place):
     prompt = words[:4 * BLOCK + 60]
-    both = [{"kv_connector": "CairnConnector", "kv_connector_module_path": "cairn.vllm",
-             "kv_role": "kv_both", "kv_load_failure_policy": "recompute",
-             "kv_connector_extra_config": {"uri": uri}}
+    both = [connector(uri, kv_load_failure_policy="recompute")
             for uri in ("embedded:?ram=64MiB", f"embedded://{place}?ram=64MiB&disk=512MiB")]
     engine = start("both", transfer={
         "kv_connector": "MultiConnector", "kv_role": "kv_both",

@@ -2,6 +2,7 @@
 a made-up model (vllm_harness.py). No engine is started."""
 import argparse
 import inspect
+import json
 import threading
 import time
 from pathlib import Path
@@ -361,7 +362,7 @@ def test_reports_of_ranks_add_up():
 
 @pytest.fixture
 def rig(place, monkeypatch):
-    """vllm_harness without its dice."""
+    """vllm_harness without its dice, and with time for a lookup on a busy machine."""
     if not (MODEL / "config.json").exists():
         pytest.fail(f"{MODEL} is missing; tests/run engine or deploy/run converts it")
     from vllm_harness import Harness
@@ -372,6 +373,7 @@ def rig(place, monkeypatch):
                  "model": str(MODEL), "block": 32, "blocks": 200, "batch": 512, "longest": 1000,
                  "answer": 150, "windows": 0, "window": 96, "asynchronous": False, "log": "",
                  "extra": "{}", **more}
+        given["extra"] = json.dumps({"lookup_timeout": 20.0, **json.loads(given["extra"])})
         harness = Harness(argparse.Namespace(**given))
         made.append(harness)
         return harness

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from kv_client import MISS, RANGE, Kv, get_item
+from patience import STALL, usual
 from wire import Error, Gone, Wire, request
 
 
@@ -44,7 +45,7 @@ def test_lists_of_words_are_bounded_where_each_is_compared_with_much(node):
                       ("KEYS", b"*[" + b"b" * 4_000_000 + b"]"),
                       ("SCAN", 0, "MATCH", b"*[" + b"b" * 4_000_000 + b"]")):
             assert isinstance(k.call(*words), Error), words[:2]
-        assert time.monotonic() - begin < 10
+        assert time.monotonic() - begin < 10 + STALL
         assert k.call("KEYS", b"a*[" + b"b" * 1000 + b"a]") == [b"a" * 1000]
 
 
@@ -56,13 +57,16 @@ def test_patterns_that_take_long_are_compared_beside_others_and_in_time(new_node
             assert k.call("SET", f"{i:04}" + "a" * 996, "v") == "OK"
         slow = b"*[" + b"b" * 1000 + b"]"
         for words in (("SCAN", 0, "COUNT", 4096, "MATCH", slow), ("KEYS", slow)):
-            begin = time.monotonic()
-            k.send(request(*words))
-            assert other.call("PING") == "PONG"
-            assert time.monotonic() - begin < 1, words[0]
-            answer = k.value()
-            assert time.monotonic() - begin < 3, words[0]
-            assert isinstance(answer, Error) or int(answer[0]) > 0, "all of them, in that time"
+            pings, answers = [], []
+            for _ in range(3):
+                begin = time.monotonic()
+                k.send(request(*words))
+                assert other.call("PING") == "PONG"
+                pings.append(time.monotonic() - begin)
+                answer = k.value()
+                answers.append(time.monotonic() - begin)
+                assert isinstance(answer, Error) or int(answer[0]) > 0, "all of them, in that time"
+            assert usual(pings) < 1 and usual(answers) < 3, words[0]
 
 
 @pytest.mark.timeout(120)

@@ -10,6 +10,7 @@ import time
 import urllib.request
 
 import redis
+from patience import STALL
 
 KEYS = 3000
 
@@ -112,14 +113,21 @@ def test_churn(new_node, full):
     for t in threads:
         t.start()
     time.sleep(60 if full else 6)
+    r = node.redis()
+    end = time.monotonic() + STALL
+
+    def met():
+        stats = r.info("stats")
+        return stats["cairn_waited_commands"] > 0 and stats["total_commands_processed"] > 500
+
+    while not met():
+        assert time.monotonic() < end, r.info("stats")
+        time.sleep(0.1)
     stop.set()
     for t in threads:
         t.join(60)
     assert not failures and node.process.poll() is None
-    r = node.redis()
-    stats = r.info("stats")
-    assert stats["cairn_waited_commands"] > 0 and stats["total_commands_processed"] > 500
-    end = time.monotonic() + 10
+    end = time.monotonic() + STALL
     while r.info("clients")["connected_clients"] > 1:
         assert time.monotonic() < end, [str(c) for c in r.client_list()]
         time.sleep(0.05)

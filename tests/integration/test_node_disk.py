@@ -11,17 +11,18 @@ import time
 import pytest
 
 import kv_client as kv
-from fleet import (MIB, REPORTS, SANITIZED, Fleet, anonymous, ends_well, fds, fetch, quiet,
-                   sound)
+from fleet import (MIB, REPORTS, SANITIZED, Fleet, anonymous, ends_well, eventually, fds, fetch,
+                   quiet, sound)
 from kv_client import Kv, key_of
 from ledger import value_of
+from patience import STALL, usual
 from test_env import mount
 from wire import Wire
 
 pytestmark = pytest.mark.timeout(300)
 
 # Deadline of a command that waits for the disk, and what it may take beyond.
-IO_TIMEOUT, SLACK = 1.0, 4.0 * (6 if SANITIZED else 1)
+IO_TIMEOUT, SLACK = 1.0, STALL
 
 
 @pytest.fixture
@@ -105,6 +106,9 @@ def test_writes_that_fail(new_node):
     stored, refused, longest = put_all(node, 1, 4)
     print(f"{stored} stored, {refused} refused, at most {longest:.2f} s")
     assert longest < IO_TIMEOUT + SLACK and stored
+    until = time.monotonic() + STALL
+    while fetch(node, "/healthz")[0] != 503 and time.monotonic() < until:
+        put_all(node, 1, 0.5)  # until the disk was written to
     status, why = fetch(node, "/healthz")
     assert status == 503 and "disk" in why, (status, why)
     with Kv(path=node.socket) as c:
@@ -114,13 +118,14 @@ def test_writes_that_fail(new_node):
         assert c.call("SET", "goes on", "in memory") == "OK"
         assert c.call("GET", "goes on") == b"in memory"
         # What only the disk has is missed at once: nobody waits for a disk that is off.
-        begun, misses = time.monotonic(), 0
+        misses, spent = 0, []
         for turn in range(2):
             for i in range(300):
+                begun = time.monotonic()
                 misses += c.call("GET", b"disk:%d:%d" % (turn, i)) is None
                 misses += c.fetch(key_of("disk", turn, i), 100_000) is None
-        each = (time.monotonic() - begun) / 1200
-        assert misses > 100 and each < 0.01, f"{misses} misses; each get took {each:.3f} s"
+                spent.append(time.monotonic() - begun)
+        assert misses > 100 and usual(spent) < 0.1, f"{misses} misses; two gets {usual(spent)} s"
     if not SANITIZED:
         assert anonymous(node) < memory + 64 * MIB
     quiet(node, files)
@@ -190,6 +195,14 @@ def test_many_wait_for_a_disk_that_hangs(new_node, disk):
     ends_well(node)
 
 
+def no_more_connections(node):
+    try:
+        node.connect(tcp=True).close()
+    except OSError:
+        return True
+    return False
+
+
 def test_ending_while_the_disk_hangs(new_node, disk):
     """SIGTERM gives up what cannot be written, as soon as the kernel lets the process go."""
     node = new_node().start(*options(disk))
@@ -197,14 +210,12 @@ def test_ending_while_the_disk_hangs(new_node, disk):
     freeze(disk)
     put_all(node, 1, 0.5)
     node.process.send_signal(signal.SIGTERM)
-    time.sleep(2)
-    with pytest.raises(OSError):
-        node.connect(tcp=True)
+    eventually(lambda: no_more_connections(node))
     thaw(disk)
     begun = time.monotonic()
     node.process.wait(60)
     print(f"ended with {node.process.returncode} after {time.monotonic() - begun:.1f} s more")
-    assert time.monotonic() - begun < 20 and node.process.returncode in (0, 1)
+    assert time.monotonic() - begun < 20 + STALL and node.process.returncode in (0, 1)
     assert not any(r in node.said() for r in REPORTS), node.said()[-4000:]
     node.start(*options(disk))
     stored, refused, _ = put_all(node, 2, 0.5)

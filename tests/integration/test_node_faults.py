@@ -17,6 +17,7 @@ import kv_client as kv
 from fleet import (MIB, SANITIZED, anonymous, ends_well, eventually, fds, info, quiet, sound, state)
 from kv_client import Kv, key_of
 from ledger import value_of
+from patience import STALL, usual
 from wire import Error, Wire, request
 
 pytestmark = pytest.mark.timeout(600 if SANITIZED else 120)
@@ -38,7 +39,7 @@ class Bystander(threading.Thread):
     def __init__(self, node):
         super().__init__(daemon=True)
         self.node, self.stop = node, threading.Event()
-        self.rounds, self.longest, self.failure = 0, 0.0, None
+        self.rounds, self.took, self.failure = 0, [], None
         self.sizes = [30, 4096, 70_000, 300_000]
         self.start()
 
@@ -65,15 +66,18 @@ class Bystander(threading.Thread):
         status = local.put(chunk, value, replace=True)
         assert status[0] == kv.OK, f"CAIRN.PUT answers {status}"
         assert tcp.fetch(chunk, len(value)) == value
-        self.longest = max(self.longest, time.monotonic() - begun)
+        self.took.append(time.monotonic() - begun)
 
     def well(self, longest=4.0):
-        """Ends it: no failure, and no round of its five commands took so many seconds."""
+        """Ends it: no failure, and no round of its five commands took so many seconds, whatever
+        the machine stood still; most took far less."""
+        eventually(lambda: len(self.took) > 5 or self.failure)
         self.stop.set()
-        self.join(60)
+        self.join(60 + STALL)
         assert not self.is_alive() and not self.failure, self.failure
-        assert self.rounds > 5 and self.longest < longest * SLOWER, \
-            f"{self.rounds} rounds, one took {self.longest:.2f} s"
+        slowest = max(self.took)
+        assert slowest < longest * SLOWER + STALL and usual(self.took) < longest * SLOWER / 2, \
+            f"{self.rounds} rounds, one took {slowest:.2f} s, most {usual(self.took):.2f} s"
 
 
 def closed(s: socket.socket) -> bool:
@@ -121,7 +125,7 @@ def test_a_byte_a_second(new_node):
     for s, shape, at in drips:
         s.sendall(shape[:at])
     left, turn = drips, 0
-    while left and time.monotonic() - begun < 6 * SLOWER:
+    while left and time.monotonic() - begun < 6 * SLOWER + STALL:
         for s, shape, at in left:
             try:
                 s.send(shape[(at + turn) % len(shape):][:1])
@@ -256,7 +260,7 @@ def test_clients_that_never_read(new_node, way):
         held.append(s)
     most = 0
     begun = time.monotonic()
-    while state(node)["clients_count"] > 2 and time.monotonic() - begun < 20 * SLOWER:
+    while state(node)["clients_count"] > 2 and time.monotonic() - begun < 20 * SLOWER + STALL:
         most = max(most, anonymous(node))
         time.sleep(0.1)
     bystander.well()
@@ -287,7 +291,7 @@ def test_clients_that_read_a_little_now_and_then(new_node):
     bystander = Bystander(node)
     eventually(lambda: state(node)["clients_count"] == 32)
     begun = time.monotonic()
-    while state(node)["clients_count"] > 2 and time.monotonic() - begun < 20 * SLOWER:
+    while state(node)["clients_count"] > 2 and time.monotonic() - begun < 20 * SLOWER + STALL:
         time.sleep(0.5)
         for s in held:
             read_some(s, 10_000)
@@ -367,7 +371,7 @@ def test_ten_thousand_connections(new_node, many_files):
             assert answer.startswith(b"+OK\r\n$") and int(answer.split(b"\r\n")[2]) % 500 == i % 500
     bystander.well()
     print(f"{count} connections came within {came:.1f} s and hold {each:.0f} bytes each")
-    assert came < 30 * SLOWER
+    assert came < 30 * SLOWER + STALL
     if not SANITIZED:
         assert each < 64 * 1024
     begun = time.monotonic()

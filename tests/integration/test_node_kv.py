@@ -11,6 +11,7 @@ import pytest
 from keys_reference import canonical
 from kv_client import (BUSY, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, TIMEOUT, TOOBIG,
                        WINDOW, ZERO, Kv, checks, get_item, key_of, put_item, value_of)
+from patience import STALL
 from wire import Error, request
 
 SIZES = [1, 7, 4096, 16384, 16385, 100_000, PIECE - 1, PIECE, PIECE + 1, 1_000_000, 4 << 20]
@@ -33,7 +34,7 @@ def metrics(node) -> dict:
 
 
 def until(what, seconds=10.0):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds + STALL
     while not (got := what()):
         assert time.monotonic() < end, "it did not come to pass in time"
         time.sleep(0.02)
@@ -91,7 +92,7 @@ def test_chain(node, way, proto):
         assert kv.call("CAIRN.LENGTH", key) == len(value)
         assert kv.call("CAIRN.LENGTH", key.hex()) == len(value)
     assert kv.call("CAIRN.LENGTH", key_of("absent")) == 0
-    assert kv.call("CAIRN.DELETE", 1000, keys[1] + key_of("absent") + keys[0]) == [OK, MISS, OK]
+    assert kv.call("CAIRN.DELETE", 60_000, keys[1] + key_of("absent") + keys[0]) == [OK, MISS, OK]
     assert kv.lookup(keys) == [0, 0]
     assert kv.fetch(keys[0], 1) is None
 
@@ -379,7 +380,7 @@ def test_pins(lru_node):
     assert kv.put(keys[0], new, replace=True) == [OK, 0]
     press(kv, 100, "again")
     assert kv.fetch(keys[0], 1 << 20) == new, "the pin went over to the new value"
-    assert kv.call("CAIRN.DELETE", 1000, keys[5]) == [OK]
+    assert kv.call("CAIRN.DELETE", 60_000, keys[5]) == [OK]
     assert state(node)["shared"]["operator_pins"] == 5
     assert kv.call("CAIRN.UNPIN", b"".join(keys)) == 5
     press(kv, 100, "and again")

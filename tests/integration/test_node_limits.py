@@ -9,6 +9,8 @@ import time
 
 import pytest
 import redis
+from fleet import eventually, state
+from patience import STALL, usual
 
 
 def closed_within(s: socket.socket, seconds: float) -> float:
@@ -44,7 +46,7 @@ def test_connections_have_a_number(new_node):
         assert s.recv(100) == b"-ERR max number of clients reached\r\n"
         assert s.recv(10) == b""
     held.pop().close()
-    time.sleep(0.1)
+    eventually(lambda: state(node)["clients_count"] == 4)
     r = node.redis()
     assert r.ping()
     assert r.info("stats")["rejected_connections"] == 1
@@ -71,27 +73,27 @@ def test_only_the_users_named_may_use_the_socket(new_node):
 
 
 def test_who_says_nothing_is_closed(new_node):
-    node = new_node().start("--stall-timeout=300ms")
-    with node.connect() as silent, node.connect() as greeted:
+    node = new_node().start("--stall-timeout=2s")
+    with node.connect() as greeted, node.connect() as silent:
         greeted.sendall(b"PING\r\n")
-        assert 0.2 < closed_within(silent, 10) < 3
+        assert 1 < closed_within(silent, 10 + STALL) < 3 + STALL
         assert greeted.recv(10) == b"+PONG\r\n"
-        time.sleep(0.5)
+        time.sleep(2.5)
         greeted.sendall(b"PING\r\n")  # between requests there is no hurry
         assert greeted.recv(10) == b"+PONG\r\n"
     assert counter(node, "cairn_closed_handshake") == 1
 
 
 def test_idle_clients_are_closed_if_asked_for(new_node):
-    node = new_node().start("--idle-timeout=400ms")
+    node = new_node().start("--idle-timeout=2s")
     with node.connect() as busy, node.connect() as idle:
         idle.sendall(b"PING\r\n")
-        for _ in range(8):
+        for _ in range(15):
             busy.sendall(b"PING\r\n")
             assert busy.recv(10) == b"+PONG\r\n"
-            time.sleep(0.1)
+            time.sleep(0.2)
         idle.recv(100)
-        assert closed_within(idle, 10) < 3
+        assert closed_within(idle, 10 + STALL) < 3 + STALL
     assert counter(node, "cairn_closed_idle") >= 1
 
 
@@ -99,48 +101,48 @@ def test_idle_clients_are_closed_if_asked_for(new_node):
     b"PIN", b"*2\r\n$4\r\nECHO\r\n$1000\r\nxx", b"*3\r\n$3\r\nSET\r\n"])
 def test_slow_requests_are_closed(new_node, start):
     """A byte now and then keeps nothing alive."""
-    node = new_node().start("--stall-timeout=500ms")
+    node = new_node().start("--stall-timeout=2s")
     with node.connect() as s:
         s.sendall(b"PING\r\n" + start)
         assert s.recv(10) == b"+PONG\r\n"
         begin = time.monotonic()
         with pytest.raises(OSError):
-            while time.monotonic() - begin < 10:
+            while time.monotonic() - begin < 10 + STALL:
                 s.sendall(b"x")
                 time.sleep(0.1)
-        assert time.monotonic() - begin < 4
+        assert time.monotonic() - begin < 4 + STALL
     assert counter(node, "cairn_closed_request") + counter(node, "cairn_closed_protocol") == 1
 
 
 def test_a_long_value_may_take_its_time(new_node):
-    node = new_node().start("--stall-timeout=300ms")
-    value = os.urandom(2 << 20)
+    node = new_node().start("--stall-timeout=2s")
+    value = os.urandom(16 << 20)  # 1 MiB/s is allowed on top
     with node.connect() as s:
         s.sendall(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$%d\r\n" % len(value))
         for i in range(10):
             s.sendall(value[i * len(value) // 10:(i + 1) * len(value) // 10])
-            time.sleep(0.08)
+            time.sleep(0.4)
         s.sendall(b"\r\n")
         assert s.recv(10) == b"+OK\r\n"
     assert node.redis().get("k") == value
 
 
 def test_who_takes_no_replies_is_read_no_more_and_closed(new_node):
-    node = new_node().start("--stall-timeout=600ms", "--output-max=256KiB")
+    node = new_node().start("--stall-timeout=2s", "--output-max=256KiB")
     node.redis().set("v", b"x" * 200000)
     with node.connect() as s:
         s.setblocking(False)
         sent = 0
         begin = time.monotonic()
         try:
-            while time.monotonic() - begin < 10:
+            while time.monotonic() - begin < 10 + STALL:
                 try:
                     sent += s.send(b"GET v\r\n" * 1000)
                 except BlockingIOError:
                     time.sleep(0.02)
         except OSError:
             pass
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 5 + STALL
         assert sent < 8 << 20  # of which the node took what its buffer held
     assert counter(node, "cairn_closed_output") == 1
     assert counter(node, "total_commands_processed") < 1000
@@ -217,7 +219,7 @@ def test_all_clients_together_have_a_limit(new_node):
         s = node.connect()
         s.sendall(b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % (1 << 20))
         held.append(s)
-    time.sleep(0.3)
+    eventually(lambda: counter(node, "cairn_payload_refused") == 13)
     answers = {b"$": 0, b"-": 0}
     for s in held:
         s.sendall(b"y" * (1 << 20) + b"\r\n")
@@ -225,7 +227,7 @@ def test_all_clients_together_have_a_limit(new_node):
         answers[first] += 1
         s.close()
     assert answers[b"$"] == 3 and answers[b"-"] == 13
-    time.sleep(0.2)
+    eventually(lambda: state(node)["clients_count"] == 0)
     with node.connect() as s:  # and what they held is free again
         s.sendall(b"*2\r\n$4\r\nECHO\r\n$%d\r\n" % (1 << 20) + b"y" * (1 << 20) + b"\r\n")
         assert s.recv(1) == b"$"
@@ -260,7 +262,7 @@ def test_aborted_uploads_give_their_memory_back(new_node):
             if i % 2:
                 s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             s.close()
-    time.sleep(0.2)
+    eventually(lambda: state(node)["clients_count"] == 0)
     r = node.redis()
     assert r.set("k", b"v" * (16 << 20)) and r.get("k") == b"v" * (16 << 20)
     memory = r.info("memory")
@@ -302,7 +304,7 @@ def test_a_thousand_idle_connections_are_cheap(node):
     assert (anonymous_kib(node) - before) / 1000 < 64
     for s in held:
         s.close()
-    end = time.monotonic() + 10
+    end = time.monotonic() + STALL
     while node.redis().info("clients")["connected_clients"] > 1:
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -317,13 +319,18 @@ def test_running_out_of_descriptors_is_survived(new_node):
     node.start()
     resource.prlimit(node.process.pid, resource.RLIMIT_NOFILE, (64, 64))
     held = [node.connect() for _ in range(100)]
-    time.sleep(0.3)
-    assert "no connection can be accepted" in node.said()
+    eventually(lambda: "no connection can be accepted" in node.said())
     assert node.said().count("no connection can be accepted") < 20
     for s in held:
         s.close()
-    time.sleep(0.5)
-    assert node.redis().ping()
+
+    def answers():
+        try:
+            return node.redis().ping()
+        except redis.ConnectionError:
+            return False
+
+    eventually(answers)
 
 
 def test_one_busy_client_does_not_hold_up_another(node):
@@ -348,7 +355,7 @@ def test_one_busy_client_does_not_hold_up_another(node):
                 s.sendall(b"PING\r\n")
                 assert s.recv(10) == b"+PONG\r\n"
                 times.append(time.monotonic() - begin)
-        assert sorted(times)[len(times) // 2] < 0.05
+        assert usual(times) < 0.5
     finally:
         stop.set()
         thread.join(30)
@@ -388,7 +395,7 @@ def test_long_replies_to_some_hold_up_neither_short_ones_nor_each_other(new_node
 
     def fetch(result):
         with node.connect() as s:
-            s.settimeout(30)
+            s.settimeout(30 + STALL)
             for _ in range(20):
                 s.sendall(b"GET v\r\n" * 4)
                 data = bytearray()
@@ -417,5 +424,5 @@ def test_long_replies_to_some_hold_up_neither_short_ones_nor_each_other(new_node
         took = time.monotonic() - begin
         stop.set()
         crawler.join(30)
-    assert len(done) == 3 and took < 20
-    assert sorted(times)[len(times) // 2] < 0.05
+    assert len(done) == 3 and took < 20 + STALL
+    assert usual(times) < 0.5

@@ -15,6 +15,7 @@ from fleet import (MIB, SANITIZED, Fleet, anonymous, ends_well, eventually, fds,
                    quiet, sound, state)
 from freeze import freeze, go_on
 from kv_client import Kv, key_of
+from patience import STALL
 from wire import Wire
 
 pytestmark = pytest.mark.timeout(600)
@@ -56,7 +57,9 @@ def test_clients_are_killed_and_stopped(small_node, fleet, rng, full):
     fleet.start_all()
     until = time.monotonic() + seconds(full, 12)
     kills = stops = 0
-    while time.monotonic() < until:
+    while time.monotonic() < until or not (kills and stops and fleet.total("hits") > 200
+                                           and fleet.total("leases") > 0):
+        assert time.monotonic() < until + 2 * STALL, fleet.tally()
         time.sleep(rng.uniform(0, 0.3))
         fleet.check()
         number = rng.randrange(len(fleet.processes))

@@ -18,6 +18,7 @@ import pytest
 import cairn
 from freeze import freeze, go_on
 from kv_client import CORRUPT, OK, Kv, checks, get_item, key_of, put_item, value_of
+from patience import STALL, usual
 from test_node_kv import chain, connect, press, put_chain, state, until
 from wire import Error, request
 
@@ -215,8 +216,9 @@ def test_a_window_that_changes_under_the_copy(node, victim):
         os.set_inheritable(3, True)
 
     victim(node, "hammer", preexec_fn=inherit, close_fds=False)
-    counts, end, i = {OK: 0, CORRUPT: 0}, time.monotonic() + 6, 0
-    while time.monotonic() < end:
+    counts, begun, i = {OK: 0, CORRUPT: 0}, time.monotonic(), 0
+    while (since := time.monotonic() - begun) < 6 or since < STALL and (
+            counts[OK] == 0 or counts[CORRUPT] <= 10):
         key, i = key_of("hammered", i % 8), i + 1
         part = 65536 if i % 3 else 1 << 20
         claim = sums[i % 2] if part == 1 << 20 else checks(patterns[i % 2][:part])
@@ -246,7 +248,7 @@ def test_read_in_place(node):
     assert [kv.view(view) for view in views] == [value for _, value, _ in links]
     new = value_of(links[4][0], 1 << 20, 1)
     assert kv.put(links[4][0], new, replace=True) == [OK, 0]
-    assert kv.call("CAIRN.DELETE", 1000, links[3][0]) == [OK]
+    assert kv.call("CAIRN.DELETE", 60_000, links[3][0]) == [OK]
     press(kv, 100, "again")
     assert [kv.view(view) for view in views] == [value for _, value, _ in links]
     assert kv.call("CAIRN.RENEW", lease, 1) == OK
@@ -319,7 +321,7 @@ def test_a_closed_connection_keeps_what_may_be_read(node, victim):
     assert shared(node)["lease_pins"] == 4
     press(kv, 150)
     assert ask(p, "check") == "good"
-    assert kv.call("CAIRN.DELETE", 1000, key_of("held", 1)) == [OK]
+    assert kv.call("CAIRN.DELETE", 60_000, key_of("held", 1)) == [OK]
     press(kv, 100, "again")
     assert ask(p, "check") == "good"
     assert ask(p, "reconnect") == "released 1"
@@ -360,7 +362,7 @@ def test_the_node_stops_under_its_readers(node, victim):
     other.attach(4 << 20)
     begin = time.monotonic()
     assert node.stop() == 0
-    assert time.monotonic() - begin < 8
+    assert time.monotonic() - begin < 8 + STALL
     assert ask(p, "check") == "good"
 
 
@@ -376,7 +378,7 @@ def test_a_stopped_process_keeps_its_slots_and_blocks_nobody(node, victim):
         assert kv.put(key, value_of(key, 500_000)) == [OK, 0]
         assert kv.fetch(key, 500_000) == value_of(key, 500_000)
         took.append(time.monotonic() - begin)
-    assert max(took) < 2
+    assert max(took) < 2 + STALL and usual(took) < 0.5
     assert shared(node)["lease_pins"] == 4
     go_on(p.pid)
     assert ask(p, "check") == "good"

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from patience import STALL
 
 ROOT = Path(__file__).resolve().parents[2]
 PROXY = ROOT / "tools/pd-proxy/pd_proxy.py"
@@ -209,7 +210,7 @@ def says_wrong(handler, body):
 
 
 def hangs(handler, body):
-    time.sleep(3)
+    time.sleep(2 * STALL)
 
 
 def hangs_up(handler, body):
@@ -222,7 +223,7 @@ def test_a_prefill_server_that_does_not_behave(pair, behave):
     begun = time.monotonic()
     asked = {"prompt": "once"}
     assert client.ask("/v1/completions", asked)[0] == 200
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 0.5 + STALL
     assert len(prefill.asked) == 1 and decode.asked == [("/v1/completions", asked)]
 
 
@@ -234,12 +235,12 @@ def test_a_prefill_server_that_is_gone_and_comes_back(pair):
     for _ in range(3):
         begun = time.monotonic()
         assert client.ask("/v1/completions", asked)[0] == 200
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 1 + STALL
     assert decode.asked == [("/v1/completions", asked)] * 3
     again = ThreadingHTTPServer(("127.0.0.1", port), Answer)
     again.asked, again.headers, again.behave = [], [], prefills
     threading.Thread(target=again.serve_forever, args=(0.01,), daemon=True).start()
-    end = time.monotonic() + 5
+    end = time.monotonic() + STALL
     while not again.asked and time.monotonic() < end:
         time.sleep(0.1)
         assert client.ask("/v1/completions", asked)[0] == 200
@@ -296,7 +297,7 @@ def test_a_client_that_leaves_ends_the_request(pair):
     link.request("POST", "/v1/completions", json.dumps({"prompt": "a", "stream": True}).encode())
     assert link.getresponse().read1()
     link.close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + STALL
     while not hasattr(decode, "gone") and time.monotonic() < end:
         time.sleep(0.02)
     assert isinstance(decode.gone, OSError), "the decode server still writes"
@@ -342,7 +343,7 @@ def test_connections_are_bounded(pair):
         assert b" 503 " in s.makefile("rb").readline()
     for s in held:
         s.close()
-    end = time.monotonic() + 5
+    end = time.monotonic() + STALL
     while True:
         try:
             assert client.ask("/v1/completions", {"prompt": "a"})[0] == 200

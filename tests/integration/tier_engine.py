@@ -71,6 +71,8 @@ class Engine:
     """As much of vLLM's offloading scheduler as calls the manager, and a GPU that is an oracle."""
 
     def __init__(self, uri, rows=24, step=0.0005, **more):
+        """With time for a lookup and a load on a busy machine, unless `more` says otherwise."""
+        more = {"timeout": 20, "lookup_timeout": 20, **more}
         self.manager = TieringOffloadingSpec(offloading([tier(uri, **more)], rows)).get_manager()
         self.view = np.asarray(self.manager.primary_tier.get_kv_memoryview())
         self.tier = self.manager.secondary_tiers[0]
@@ -297,7 +299,7 @@ def plan_later(uri):
 def plan_faults(uri, pid, kind):
     """A node that stops answering, and comes back: who waits for it, and how long?"""
     rng = random.Random(0)
-    engine = Engine(uri, step=0.001)
+    engine = Engine(uri, step=0.001, timeout=1, lookup_timeout=0.2)
     names = [f"p{i}" for i in range(8)]
     for name in names:
         assert until_held(engine, rng, [name], STALL) < STALL

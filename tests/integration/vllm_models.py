@@ -40,7 +40,7 @@ def start(name: str, folder: str, uri: str):
                enforce_eager=True, max_model_len=2048,
                kv_transfer_config=KVTransferConfig(
                    kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
-                   kv_role="kv_both", kv_connector_extra_config={"uri": uri}))
+                   kv_role="kv_both", kv_connector_extra_config={"uri": uri, "lookup_timeout": 20}))
 
 
 class Engine:

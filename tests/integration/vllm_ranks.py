@@ -18,7 +18,7 @@ def main() -> None:
               kv_transfer_config=KVTransferConfig(
                   kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
                   kv_role="kv_both", kv_load_failure_policy="recompute",
-                  kv_connector_extra_config={"uri": uri}))
+                  kv_connector_extra_config={"uri": uri, "lookup_timeout": 20}))
     core = llm.llm_engine.engine_core.engine_core
     from cairn.vllm import connectors
     (scheduler,) = (c.scheduler for c in connectors())

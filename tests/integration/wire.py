@@ -2,6 +2,8 @@
 
 import socket
 
+from patience import STALL
+
 NIL = None
 
 
@@ -21,7 +23,7 @@ def request(*words) -> bytes:
 class Wire:
     """One connection. Replies come as (bytes on the wire, value)."""
 
-    def __init__(self, port=None, path=None, proto=2, timeout=30.0):
+    def __init__(self, port=None, path=None, proto=2, timeout=30.0 + STALL):
         if path:
             self.sock = socket.socket(socket.AF_UNIX)
             self.sock.settimeout(timeout)

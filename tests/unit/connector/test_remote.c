@@ -10,11 +10,12 @@
 #include <sys/wait.h>
 
 #include "base/clock.h"
+#include "tests/helpers/stall.h"
 #include "tests/unit/connector/open_store.h"
 
 #define MIB (1024u * 1024u)
 #define MS 1000000ull
-#define SLACK (2000 * MS) /* of a busy machine under a sanitizer */
+#define QUICK (100 * MS) /* of three calls, under a sanitizer */
 
 static void setup(void)
 {
@@ -211,10 +212,10 @@ Test(remote, more_threads_than_connections)
 
 /* --- nodes that are gone --- */
 
-/* Calls one after another while the node does not answer; the slowest of the last hundred. */
-static uint64_t calls_without_node(uint64_t timeout_ns)
+/* Calls one after another while the node does not answer; how many of the last hundred waited. */
+static int calls_without_node(uint64_t timeout_ns)
 {
-    uint64_t slowest = 0;
+    int waited = 0;
     for (int i = 0; i < 200; i++) {
         uint64_t begin = cairn_now_ns();
         struct cairn_key key = key_of(1);
@@ -223,11 +224,10 @@ static uint64_t calls_without_node(uint64_t timeout_ns)
         cr_assert(put == CAIRN_BUSY || put == CAIRN_TIMEOUT || put == CAIRN_IO, "put: %d", put);
         cr_assert_eq(cairn_lookup(store, &key, 1), 0);
         uint64_t took = cairn_now_ns() - begin;
-        cr_assert_leq(took, 3 * timeout_ns + SLACK);
-        if (i >= 100 && took > slowest)
-            slowest = took;
+        cr_assert_leq(took, 3 * timeout_ns + STALL_NS);
+        waited += i >= 100 && took > QUICK;
     }
-    return slowest;
+    return waited;
 }
 
 /* Until the breaker lets a call through again. */
@@ -235,7 +235,7 @@ static void wait_for_node(void)
 {
     cairn_status st;
     for (int i = 0; (st = put_within(3, 1000, PATIENCE)) != CAIRN_OK && st != CAIRN_EXISTS; i++) {
-        cr_assert_lt(i, 2000, "the client never came back");
+        cr_assert_lt(i, 6000, "the client never came back");
         usleep(10000);
     }
 }
@@ -244,7 +244,7 @@ Test(remote, a_killed_node_is_a_fast_miss_until_it_is_back)
 {
     cr_assert_eq(put_id(1, 1000), CAIRN_OK);
     node_end(&node, SIGKILL);
-    cr_assert_leq(calls_without_node(500 * MS), SLACK);
+    cr_assert_leq(calls_without_node(500 * MS), 50);
     cr_assert_gt(stat_number("\"refused\":"), 100);
     cr_assert(node_start(&node));
     wait_for_node();
@@ -257,7 +257,7 @@ Test(remote, a_stalled_node_costs_no_more_than_the_timeout)
     reopen_with("&timeout=100ms");
     cr_assert_eq(put_id(1, 1000), CAIRN_OK);
     node_stall(&node);
-    cr_assert_leq(calls_without_node(PATIENCE / 20), SLACK);
+    cr_assert_leq(calls_without_node(PATIENCE / 20), 50);
     node_go_on(&node);
     wait_for_node();
     cr_assert_eq(get_within(1, 1000, PATIENCE), CAIRN_OK);
@@ -268,11 +268,13 @@ Test(remote, a_stalled_node_costs_one_timeout_of_many_calls)
     reopen_with("&timeout=2s");
     cr_assert_eq(put_id(1, 1000), CAIRN_OK);
     node_stall(&node);
-    uint64_t begin = cairn_now_ns();
-    for (int i = 0; i < 4; i++)
+    int waited = 0;
+    for (int i = 0; i < 8; i++) {
+        uint64_t begin = cairn_now_ns();
         cr_assert_neq(get_within(1, 1000, PATIENCE), CAIRN_OK);
-    uint64_t took = cairn_now_ns() - begin;
-    cr_assert(took >= 2000 * MS && took < 4000 * MS, "%d ms", (int)(took / MS));
+        waited += cairn_now_ns() - begin > 1000 * MS;
+    }
+    cr_assert(waited >= 1 && waited <= 4, "%d of 8 calls waited", waited);
     node_go_on(&node);
     wait_for_node();
 }
@@ -295,13 +297,14 @@ Test(remote, late_answers_are_nobodys)
     atomic_bool over = false;
     pthread_t thread;
     long hits = 0, late = 0;
+    uint64_t begin = cairn_now_ns(), shortest = 3000 * MS;
     for (uint64_t id = 1; id <= 20; id++)
         cr_assert_eq(put_id(id, 2000 + id), CAIRN_OK);
     pthread_create(&thread, NULL, stutter, &over);
-    for (uint64_t begin = cairn_now_ns(), i = 0; cairn_now_ns() - begin < 3000 * MS; i++) {
-        uint64_t id = 1 + i % 20, called = cairn_now_ns();
-        cairn_status st = get_within(id, 2000 + id, 5 * MS);
-        cr_assert_leq(cairn_now_ns() - called, 5 * MS + SLACK);
+    for (uint64_t i = 0; cairn_now_ns() - begin < (hits && late ? shortest : STALL_NS); i++) {
+        uint64_t id = 1 + i % 20, called = cairn_now_ns(), timeout = (3 + i % 10) * MS;
+        cairn_status st = get_within(id, 2000 + id, timeout);
+        cr_assert_leq(cairn_now_ns() - called, timeout + STALL_NS);
         hits += st == CAIRN_OK;
         late += st == CAIRN_TIMEOUT;
     }
@@ -309,7 +312,7 @@ Test(remote, late_answers_are_nobodys)
     pthread_join(thread, NULL);
     cr_assert(hits > 0 && late > 0, "%ld hits and %ld late ones prove nothing", hits, late);
     wait_for_node();
-    for (int i = 0; i < 100 && stat_number("\"leased_bytes\":"); i++)
+    for (int i = 0; i < 3000 && stat_number("\"leased_bytes\":"); i++)
         usleep(10000);
     cr_assert_eq(stat_number("\"leased_bytes\":"), 0, "what timed out holds no memory");
 }
@@ -381,7 +384,7 @@ Test(remote, a_view_outlives_its_connection)
     if (attached())
         cr_assert_gt(stat_number("\"leased_bytes\":"), 0);
     cairn_lease_release(lease);
-    for (int i = 0; i < 100 && stat_number("\"leased_bytes\":"); i++)
+    for (int i = 0; i < 3000 && stat_number("\"leased_bytes\":"); i++)
         usleep(10000);
     cr_assert_eq(stat_number("\"leased_bytes\":"), 0);
 }
@@ -469,7 +472,7 @@ Test(remote, a_killed_client_leaves_nothing)
     cr_assert_gt(stat_number("\"leased_bytes\":"), 0);
     kill(other, SIGKILL);
     cr_assert_eq(waitpid(other, &status, 0), other);
-    for (int i = 0; i < 500 && stat_number("\"leased_bytes\":"); i++)
+    for (int i = 0; i < 3000 && stat_number("\"leased_bytes\":"); i++)
         usleep(10000);
     cr_assert_eq(stat_number("\"leased_bytes\":"), 0, "its lease is over");
     cr_assert_eq(get_id(1, 1, MIB), CAIRN_OK);

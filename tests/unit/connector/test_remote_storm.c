@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "tests/helpers/seed.h"
+#include "tests/helpers/stall.h"
 #include "tests/unit/connector/open_store.h"
 
 #define MS 1000000ull
@@ -14,7 +15,6 @@
 #define BATCH 6u
 #define LEN_MAX 400000u
 #define THREADS 4u
-#define SLACK (5000 * MS) /* of a busy machine under a sanitizer */
 
 static atomic_bool over;
 static _Atomic uint64_t calls, hits, views, slowest;
@@ -60,7 +60,7 @@ static void took(uint64_t begin, uint64_t timeout)
     uint64_t ns = cairn_now_ns() - begin, most = atomic_load(&slowest);
     while (ns > most && !atomic_compare_exchange_weak(&slowest, &most, ns)) {
     }
-    if (ns > timeout + SLACK)
+    if (ns > timeout + STALL_NS)
         wrong("a call took longer than its timeout");
     atomic_fetch_add(&calls, 1);
 }
@@ -180,7 +180,7 @@ static void harm(struct rng *rng)
 
 static bool back(void)
 {
-    for (int i = 0; i < 3000; i++) {
+    for (int i = 0; i < 6000; i++) {
         if (put_flags(1, 1, len_of(1), CAIRN_PUT_REPLACE) == CAIRN_OK)
             return true;
         usleep(10000);
@@ -196,14 +196,16 @@ Test(storm, every_byte_is_right_and_every_call_returns)
     uint64_t length = (full && full[0] ? 60 : 6) * 1000 * MS;
     for (size_t i = 0; i < THREADS; i++)
         pthread_create(&threads[i], NULL, work, (void *)(uintptr_t)rng_next(&rng));
-    for (uint64_t begin = cairn_now_ns(); cairn_now_ns() - begin < length && !atomic_load(&fault);)
+    uint64_t begin = cairn_now_ns();
+    while ((cairn_now_ns() - begin < length || !atomic_load(&hits) || !atomic_load(&views)) &&
+           cairn_now_ns() - begin < length + STALL_NS && !atomic_load(&fault))
         harm(&rng);
     atomic_store(&over, true);
     for (size_t i = 0; i < THREADS; i++)
         pthread_join(threads[i], NULL);
     cr_assert_null(atomic_load(&fault), "%s", atomic_load(&fault));
     cr_assert(back(), "the client never came back");
-    for (int i = 0; i < 500 && stat_number("\"leased_bytes\":"); i++)
+    for (int i = 0; i < 3000 && stat_number("\"leased_bytes\":"); i++)
         usleep(10000);
     cr_assert_eq(stat_number("\"leased_bytes\":"), 0, "leases were left behind");
     fprintf(stderr,

@@ -2,6 +2,7 @@
 #include "tests/helpers/ioq_rig.h"
 
 #include "storage/ioq_fault.h"
+#include "tests/helpers/stall.h"
 #include "tests/helpers/value.h"
 
 static struct cairn_fault_plan plan_of(const struct cairn_ioq_ops *next, enum cairn_fault fault,
@@ -99,7 +100,7 @@ BOTH(fault_delays)
     cr_assert_eq(ftruncate(fd, MIB), 0);
     uint8_t *a = memory(BLOCK), *b = memory(BLOCK);
     value_fill(a, 1, 1, 0, BLOCK);
-    struct cairn_fault_plan plan = plan_of(ops, CAIRN_FAULT_DELAY, 0, 1, 60 * MS);
+    struct cairn_fault_plan plan = plan_of(ops, CAIRN_FAULT_DELAY, 0, 1, 2000 * MS);
     struct cairn_ioq *q = open_queue(&cairn_ioq_fault, fd, 2, NULL, 0, &plan);
     struct cairn_io late = io_of(CAIRN_IO_WRITE, a, BLOCK, 0), *done;
     uint64_t begin = cairn_now_ns();
@@ -108,7 +109,7 @@ BOTH(fault_delays)
     cr_assert_eq(b[0] | b[1] | b[2], 0);
     collect(q, &done, 1);
     cr_assert_eq(done, &late);
-    cr_assert_geq(cairn_now_ns() - begin, 60 * MS);
+    cr_assert_geq(cairn_now_ns() - begin, 2000 * MS);
     cr_assert_eq(late.res, (int32_t)BLOCK);
     cr_assert_eq(run_one(q, io_of(CAIRN_IO_READ, b, BLOCK, 0)), (int32_t)BLOCK);
     cr_assert_eq(value_check(b, 1, 1, 0, BLOCK), BLOCK);
@@ -124,12 +125,18 @@ BOTH(fault_reorders)
     struct cairn_fault_plan plan = plan_of(ops, CAIRN_FAULT_REORDER, 0, 1, 2);
     struct cairn_ioq *q = open_queue(&cairn_ioq_fault, fd, 4, NULL, 0, &plan);
     struct cairn_io io[3], *done[3];
-    for (uint32_t i = 0; i < 3; i++) {
-        io[i] = io_of(CAIRN_IO_READ, buf + i * BLOCK, BLOCK, i * BLOCK);
-        cr_assert(q->ops->submit(q, &io[i]));
+    /* It is held for 20 ms at most, which a busy machine may take for the others. */
+    bool last = false;
+    for (int round = 0; round < 200 && !last; round++) {
+        atomic_store(&plan.matched[0], 0);
+        for (uint32_t i = 0; i < 3; i++) {
+            io[i] = io_of(CAIRN_IO_READ, buf + i * BLOCK, BLOCK, i * BLOCK);
+            cr_assert(q->ops->submit(q, &io[i]));
+        }
+        collect(q, done, 3);
+        last = done[2] == &io[0];
     }
-    collect(q, done, 3);
-    cr_assert_eq(done[2], &io[0], "the first one came back last");
+    cr_assert(last, "the first one never came back last");
     io[0].res = 0;
     atomic_store(&plan.matched[0], 0);
     cr_assert_eq(run_one(q, io[0]), (int32_t)BLOCK, "alone it is let go after a while");
@@ -160,7 +167,7 @@ static void never_completes(const struct cairn_ioq_ops *ops, enum cairn_fault fa
     collect(q, &done, 1);
     uint64_t begin = cairn_now_ns();
     cr_assert_not(q->ops->close(q));
-    cr_assert_lt(cairn_now_ns() - begin, 3 * CAIRN_NS_PER_S);
+    cr_assert_lt(cairn_now_ns() - begin, 3 * CAIRN_NS_PER_S + STALL_NS);
     close(fd);
 }
 

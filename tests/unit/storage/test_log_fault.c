@@ -1,3 +1,4 @@
+#include "tests/helpers/stall.h"
 #include "tests/unit/storage/log_bench.h"
 
 TestSuite(log_fault, .init = path_make, .fini = path_remove, .timeout = 300);
@@ -150,11 +151,11 @@ Test(log_fault, an_io_that_never_comes_back_is_a_miss_at_its_deadline)
 {
     struct bench b;
     bench_init(&b);
-    b.h.o.io_deadline_ns = 100 * CAIRN_NS_PER_MS;
+    b.h.o.io_deadline_ns = CAIRN_NS_PER_S;
     open_ok(&b.h);
     put_or_die(&b, 1, 50000);
     settle(&b);
-    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_READS, 1, 1, 400 * CAIRN_NS_PER_MS);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_READS, 1, 1, 3 * CAIRN_NS_PER_S);
     struct host_op op;
     host_prepare_load(&b.h, &op, 3, 1);
     cr_assert_eq(host_submit(&b.h, &op), CAIRN_OK);
@@ -163,16 +164,15 @@ Test(log_fault, an_io_that_never_comes_back_is_a_miss_at_its_deadline)
     cr_assert_eq(op.op.cause, CAIRN_CAUSE_DEADLINE);
     cr_assert_eq(b.h.images_back, 0);
     /* A deadline of the op's own, before the io's. */
-    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_READS, 1, 1, 300 * CAIRN_NS_PER_MS);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_READS, 1, 1, 3 * CAIRN_NS_PER_S);
     host_prepare_load(&b.h, &op, 4, 1);
     op.op.deadline_ns = cairn_deadline_ns(20 * CAIRN_NS_PER_MS);
-    uint64_t begin = cairn_now_ns();
     cr_assert_eq(host_submit(&b.h, &op), CAIRN_OK);
     cr_assert_eq(host_wait(&b.h, &op), CAIRN_TIMEOUT);
-    cr_assert_lt(cairn_now_ns() - begin, 90 * CAIRN_NS_PER_MS);
+    cr_assert_lt(b.h.images_back, 2, "nobody waited for the device");
     no_rule(&b);
     cr_assert_eq(host_get(&b.h, 1), CAIRN_OK);
-    for (int i = 0; i < 100 && b.h.images_back < 2; i++)
+    for (int i = 0; i < 3000 && b.h.images_back < 2; i++)
         usleep(20000);
     cr_assert_eq(b.h.images_back, 2);
     cr_assert_eq(b.h.tier->ops->stats(b.h.tier)->lost_ios, 2);
@@ -183,11 +183,11 @@ Test(log_fault, a_lost_write_seals_its_segment_and_lands_harmlessly)
 {
     struct bench b;
     bench_init(&b);
-    b.h.o.io_deadline_ns = 50 * CAIRN_NS_PER_MS;
+    b.h.o.io_deadline_ns = CAIRN_NS_PER_S;
     open_ok(&b.h);
     put_or_die(&b, 1, 50000);
     settle(&b);
-    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, 1, 300 * CAIRN_NS_PER_MS);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, 1, 3 * CAIRN_NS_PER_S);
     struct host_op op;
     host_prepare_store(&b.h, &op, 5, 2, ++b.h.version, 50000);
     cr_assert_eq(host_submit(&b.h, &op), CAIRN_OK);
@@ -196,13 +196,14 @@ Test(log_fault, a_lost_write_seals_its_segment_and_lands_harmlessly)
     no_rule(&b);
     put_or_die(&b, 3, 50000);
     host_sync(&b.h);
-    for (int i = 0; i < 100 && b.h.images_back == 0; i++)
+    for (int i = 0; i < 3000 && b.h.images_back == 0; i++)
         usleep(20000);
     cr_assert_eq(b.h.images_back, 1);
     /* All around the log, over the place of the lost one too. */
     for (uint64_t id = 10; id < 500; id++)
         put_or_die(&b, id, 100000);
     cr_assert_eq(host_get(&b.h, 499), CAIRN_OK);
+    b.h.o.io_deadline_ns = 10 * CAIRN_NS_PER_S;
     reopen(&b.h);
     cr_assert_eq(b.h.keys[2].block, 0);
     cr_assert_eq(host_get(&b.h, 499), CAIRN_OK);
@@ -218,19 +219,19 @@ Test(log_fault, ops_end_at_their_own_deadline)
     put_or_die(&b, 1, 50000);
     settle(&b);
     /* A record of its own: its image is with the device, so its write becomes a hole. */
-    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, 1, 200 * CAIRN_NS_PER_MS);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, 1, 2 * CAIRN_NS_PER_S);
     host_prepare_store(&b.h, &op[0], 3, 2, ++b.h.version, 500000);
     op[0].op.deadline_ns = cairn_deadline_ns(50 * CAIRN_NS_PER_MS);
     cr_assert_eq(host_submit(&b.h, &op[0]), CAIRN_OK);
     cr_assert_eq(host_wait(&b.h, &op[0]), CAIRN_TIMEOUT);
     cr_assert(op[0].op.image_lost);
-    for (int i = 0; i < 100 && b.h.images_back == 0; i++)
+    for (int i = 0; i < 3000 && b.h.images_back == 0; i++)
         usleep(20000);
     cr_assert_eq(b.h.images_back, 1);
     cr_assert_eq(host_sync(&b.h), CAIRN_IO);
     cr_assert_eq(b.h.tier->ops->stats(b.h.tier)->holes, 1);
     /* Gathered ones: the images were copied. The first write holds the others back. */
-    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, UINT64_MAX, 200 * CAIRN_NS_PER_MS);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_WRITES, 1, UINT64_MAX, 2 * CAIRN_NS_PER_S);
     for (uint32_t i = 0; i < 3; i++) {
         host_prepare_store(&b.h, &op[i], 4 + i, 3 + i, ++b.h.version, 5000);
         op[i].op.deadline_ns = cairn_deadline_ns(50 * CAIRN_NS_PER_MS);
@@ -239,9 +240,9 @@ Test(log_fault, ops_end_at_their_own_deadline)
     for (uint32_t i = 0; i < 3; i++)
         cr_assert_eq(host_wait(&b.h, &op[i]), CAIRN_TIMEOUT);
     no_rule(&b);
-    usleep(250000);
+    usleep(2200000);
     host_sync(&b.h);
-    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_SYNCS, 1, 1, 200 * CAIRN_NS_PER_MS);
+    rule(&b, CAIRN_FAULT_DELAY, CAIRN_FAULT_SYNCS, 1, 1, 2 * CAIRN_NS_PER_S);
     for (uint32_t i = 0; i < 2; i++) {
         host_prepare_mark(&b.h, &op[i], i ? CAIRN_TIER_SYNC : CAIRN_TIER_TOMBSTONE, 1,
                           ++b.h.version);
@@ -263,7 +264,7 @@ Test(log_fault, a_lost_hole_or_footer_takes_its_segment_out_of_use)
     for (uint64_t nth = 1; nth < 24; nth += 3) {
         struct bench b;
         bench_init(&b);
-        b.h.o.io_deadline_ns = 40 * CAIRN_NS_PER_MS;
+        b.h.o.io_deadline_ns = 400 * CAIRN_NS_PER_MS;
         b.h.o.errors_max = 1000;
         open_ok(&b.h);
         put_or_die(&b, 1, 50000);
@@ -274,18 +275,19 @@ Test(log_fault, a_lost_hole_or_footer_takes_its_segment_out_of_use)
         b.plan.rules[1] = (struct cairn_fault_rule){.fault = CAIRN_FAULT_DELAY,
                                                     .kinds = CAIRN_FAULT_WRITES,
                                                     .nth = nth,
-                                                    .arg = 120 * CAIRN_NS_PER_MS};
+                                                    .arg = 1200 * CAIRN_NS_PER_MS};
         b.plan.rule_count = 2;
         atomic_store(&b.plan.off, false);
         for (uint64_t id = 2; id < 20; id++)
             host_put(&b.h, id, 100000);
         no_rule(&b);
-        usleep(130000);
+        usleep(1300000);
         for (uint64_t id = 20; id < 400; id++)
             put_or_die(&b, id, 100000);
         host_sync(&b.h);
         cr_assert_eq(host_sync(&b.h), CAIRN_OK);
         cr_assert_eq(host_get(&b.h, 399), CAIRN_OK);
+        b.h.o.io_deadline_ns = 10 * CAIRN_NS_PER_S;
         reopen(&b.h);
         for (uint64_t id = 360; id < 400; id++)
             cr_assert_eq(host_get(&b.h, id), CAIRN_OK, "key %d, write %d", (int)id, (int)nth);
@@ -364,7 +366,7 @@ Test(log_fault, a_dead_device_hangs_nobody)
     for (uint32_t i = 0; i < 24; i++)
         cr_assert_neq(host_wait(&b.h, &ops[i]), CAIRN_OK);
     cr_assert_not(host_close(&b.h), "the device still holds memory");
-    cr_assert_lt(cairn_now_ns() - begin, 12 * CAIRN_NS_PER_S);
+    cr_assert_lt(cairn_now_ns() - begin, 12 * CAIRN_NS_PER_S + STALL_NS);
     /* Images are in the arena: it stays mapped, as close said. */
 }
 

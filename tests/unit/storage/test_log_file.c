@@ -274,7 +274,7 @@ Test(log_file, is_written_once_end_to_end_in_the_background)
     open_ok(&h);
     cr_assert_eq(host_put(&h, 1, 50000), CAIRN_OK);
     uint64_t written = 0;
-    for (int i = 0; i < 200 && prewritten_now() < 32; i++) {
+    for (int i = 0; i < 600 && prewritten_now() < 32; i++) {
         usleep(200000);
         written += h.tier->ops->stats(h.tier)->prewritten_bytes;
         reopen(&h);

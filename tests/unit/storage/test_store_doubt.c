@@ -348,7 +348,7 @@ Test(store_doubt, a_flush_does_not_place_again_what_the_device_may_read)
     cairn_vault_close(b.v);
     b.o.io_deadline_ns = RIG_SECOND / 10;
     box_open(&b);
-    writes(&b, CAIRN_FAULT_DELAY, 2 * RIG_SECOND);
+    writes(&b, CAIRN_FAULT_DELAY, 6 * RIG_SECOND);
     cr_assert_eq(put(&b, KEYS, 1, 0), CAIRN_OK);
     cr_assert_eq(flush(&b), CAIRN_IO);
     sound(&b);
@@ -357,7 +357,7 @@ Test(store_doubt, a_flush_does_not_place_again_what_the_device_may_read)
     cr_assert_eq(atomic_load(&out.doubled), 0, "the device was reading it");
     cr_assert_eq(shown(&b, KEYS), 1);
     cairn_status st = CAIRN_IO;
-    for (int i = 0; i < 400 && st != CAIRN_OK; i++) {
+    for (int i = 0; i < 3000 && st != CAIRN_OK; i++) {
         usleep(20000);
         st = flush(&b);
     }

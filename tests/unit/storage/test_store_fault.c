@@ -10,6 +10,7 @@
 #include "base/mem.h"
 #include "storage/ioq_fault.h"
 #include "tests/helpers/rig.h"
+#include "tests/helpers/stall.h"
 
 #define KEYS 12u
 #define VALUE_LARGEST (300u * 1024u)
@@ -19,7 +20,7 @@
 #else
 #define STEP 3u
 #endif
-#define CLOSE_NS (15 * RIG_SECOND)
+#define CLOSE_NS (15 * RIG_SECOND + STALL_NS)
 
 struct key_state {
     uint64_t gen, last;

@@ -350,7 +350,7 @@ static void leave_bad(struct box *b, uint32_t piece)
     pthread_mutex_lock(&b->plan.lock);
     b->plan.rules[b->plan.rule_count++] =
         (struct cairn_fault_rule){.fault = CAIRN_FAULT_DELAY, .kinds = CAIRN_FAULT_READS,
-                                  .nth = 1, .arg = RIG_SECOND / 2};
+                                  .nth = 1, .arg = RIG_SECOND * 3 / 2};
     atomic_store(&b->plan.matched[1], 0);
     pthread_mutex_unlock(&b->plan.lock);
     cr_assert_eq(get_range(b, 0, LEN, cairn_deadline_ns(RIG_SECOND / 20)).status, CAIRN_TIMEOUT);

@@ -1,7 +1,7 @@
 #include <criterion/criterion.h>
 #include <string.h>
+#include <time.h>
 
-#include "base/clock.h"
 #include "tests/helpers/seed.h"
 #include "tools/cairnd/glob.h"
 
@@ -114,7 +114,7 @@ Test(glob, is_quick_for_the_worst_of_patterns, .timeout = 20)
         pattern[i] = i % 2 ? 'a' : '*';
     memset(text, 'a', sizeof text);
     pattern[sizeof pattern - 1] = 'b';
-    uint64_t begin = cairn_now_ns();
+    clock_t begin = clock();
     cr_assert_not(glob_match(pattern, sizeof pattern, text, sizeof text));
-    cr_assert_lt(cairn_now_ns() - begin, CAIRN_NS_PER_S);
+    cr_assert_lt(clock() - begin, CLOCKS_PER_SEC);
 }

@@ -42,7 +42,7 @@ static void put(uint32_t i)
     cr_assert_eq(cairn_vault_room(vault, VALUE, 0, &room), CAIRN_OK);
     memcpy(room.value, bytes, sizeof bytes);
     struct cairn_commit c = {.key = key_of(i)};
-    cairn_status st = cairn_vault_commit(vault, &room, &c, cairn_deadline_ns(CAIRN_NS_PER_S),
+    cairn_status st = cairn_vault_commit(vault, &room, &c, cairn_deadline_ns(60 * CAIRN_NS_PER_S),
                                          &cause);
     cr_assert(st == CAIRN_OK || st == CAIRN_EXISTS);
 }
@@ -212,7 +212,7 @@ Test(kv_lease, threads)
 Test(kv_lease, operator_pins)
 {
     struct kv_pins *p = kv_pins_open(vault);
-    uint64_t deadline = cairn_deadline_ns(CAIRN_NS_PER_S);
+    uint64_t deadline = cairn_deadline_ns(60 * CAIRN_NS_PER_S);
     struct cairn_key absent = key_of(99999);
     cr_assert_eq(kv_pins_add(p, &absent, deadline), CAIRN_MISS);
     for (uint32_t i = 0; i < 20; i++) {

@@ -201,7 +201,7 @@ Test(strings, that_mset_has_set_are_set_once)
     words(&other, "first", 5, "another", 7);
     set(&other);
     c.may_wait = true;
-    c.deadline_ns = cairn_deadline_ns(CAIRN_NS_PER_S);
+    c.deadline_ns = cairn_deadline_ns(60 * CAIRN_NS_PER_S);
     cr_assert_eq(cmd_mset(&c), CALL_DONE);
     cr_assert_eq(client.out.errors, 0);
     cr_assert_eq(find(&other), CAIRN_OK);

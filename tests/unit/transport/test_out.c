@@ -234,7 +234,7 @@ static bool arrives(const char *text, uint32_t count, struct cairn_sock_fds *fds
     char back[32];
     size_t n, len = strlen(text);
     struct iovec iov = {back, len};
-    return cairn_sock_wait(pair[1], POLLIN, cairn_deadline_ns(5 * CAIRN_NS_PER_S), NULL) ==
+    return cairn_sock_wait(pair[1], POLLIN, cairn_deadline_ns(60 * CAIRN_NS_PER_S), NULL) ==
                CAIRN_OK &&
            cairn_sock_recv_fds(pair[1], &iov, 1, &n, fds) == CAIRN_OK && n == len &&
            memcmp(back, text, len) == 0 && fds->count == count;
