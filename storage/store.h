@@ -54,7 +54,7 @@ size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, s
 size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *keys, size_t count,
                                 size_t *ret_resident);
 uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key);
-/* Where a value is held; 0 = nowhere. A hint. */
+/* Where a chunk is held; 0 = nowhere. A hint. */
 #define CAIRN_IN_RAM 1u
 #define CAIRN_ON_DISK 2u
 uint32_t cairn_vault_where(struct cairn_vault *v, const struct cairn_key *key);
@@ -142,7 +142,16 @@ cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
  * first. */
 cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_key *key);
 
-/* --- namespaces --- */
+/* --- namespaces: what the calls above do to chunks, of any space; to each space the values of the
+ * others are not there --- */
+
+uint64_t cairn_vault_space_value_len(struct cairn_vault *v, uint16_t space,
+                                     const struct cairn_key *key);
+cairn_status cairn_vault_space_delete(struct cairn_vault *v, uint16_t space,
+                                      const struct cairn_key *keys, size_t count,
+                                      uint64_t deadline_ns, cairn_status *results);
+cairn_status cairn_vault_space_delete_now(struct cairn_vault *v, uint16_t space,
+                                          const struct cairn_key *key);
 
 struct cairn_scan_item {
     struct cairn_key key;

@@ -79,6 +79,7 @@ cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint6
 #define DELETE_BATCH 64u
 
 struct deletion {
+    uint16_t space;
     const struct cairn_key *keys;
     size_t count;
     uint64_t deadline_ns;
@@ -97,14 +98,20 @@ static bool shows(const struct cairn_vault *v, uint32_t id)
     return !told || !entry_expired(v, e);
 }
 
+/* Another space's, of which the deleted one knows nothing. */
+static bool foreign(const struct cairn_vault *v, uint32_t id, uint16_t space)
+{
+    return id != CAIRN_ENTRY_NONE && !entry_of(v, id, space);
+}
+
 /* Nothing of it is left on disk. Lock held. */
-static bool delete_entry(struct cairn_vault *v, const struct cairn_key *key)
+static bool delete_entry(struct cairn_vault *v, uint16_t space, const struct cairn_key *key)
 {
     uint32_t id = cairn_index_find(v->index, key);
     bool held = shows(v, id);
-    if (id == CAIRN_ENTRY_NONE)
+    const struct cairn_entry *e = entry_of(v, id, space);
+    if (!e)
         return false;
-    const struct cairn_entry *e = cairn_index_entry(v->index, id);
     if (e->slot != CAIRN_SLOT_NONE)
         slot_detach(v, &v->slots[e->slot]);
     entry_remove(v, id, CAIRN_CAUSE_DELETED);
@@ -119,9 +126,10 @@ static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
     for (; n < d->count && n < DELETE_BATCH; n++) {
         struct burial *b = &d->burials[n];
         uint32_t id = cairn_index_find(v->index, &d->keys[n]);
+        bool other = foreign(v, id, d->space);
         *b = (struct burial){.st = CAIRN_OK};
-        d->held[n] = shows(v, id);
-        if (!v->tier || !bury_needed(v, &d->keys[n], id, 0))
+        d->held[n] = !other && shows(v, id);
+        if (other || !v->tier || !bury_needed(v, &d->keys[n], id, 0))
             continue;
         bury_begin(v, &d->keys[n], d->deadline_ns, n == 0, b);
         if (!b->op && n > 0)
@@ -154,22 +162,27 @@ static void delete_end(struct cairn_vault *v, struct deletion *d, size_t n)
 {
     struct burial *b = &d->burials[n];
     const struct cairn_key *key = &d->keys[n];
+    uint32_t id = cairn_index_find(v->index, key);
     /* A put that came in while the tombstone was under way is deleted with the rest. */
-    while (!b->st && v->tier && bury_needed(v, key, cairn_index_find(v->index, key), b->version))
+    while (!b->st && v->tier && !foreign(v, id, d->space) &&
+           bury_needed(v, key, id, b->version)) {
         b->st = bury_once(v, key, d->deadline_ns, &b->version);
+        id = cairn_index_find(v->index, key);
+    }
     d->results[n] = b->st;
     if (b->st)
         count_refused(v, CAIRN_CAUSE_TOMBSTONE);
-    else if (!delete_entry(v, key))
+    else if (!delete_entry(v, d->space, key))
         d->results[n] = delete_gone(v, d, n);
 }
 
-cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys,
-                                size_t count_keys, uint64_t deadline_ns, cairn_status *results)
+cairn_status cairn_vault_space_delete(struct cairn_vault *v, uint16_t space,
+                                      const struct cairn_key *keys, size_t count_keys,
+                                      uint64_t deadline_ns, cairn_status *results)
 {
     cairn_status first = CAIRN_OK;
     for (size_t at = 0; at < count_keys;) {
-        struct deletion d = {.keys = keys + at, .count = count_keys - at,
+        struct deletion d = {.space = space, .keys = keys + at, .count = count_keys - at,
                              .deadline_ns = deadline_ns};
         pthread_mutex_lock(&v->lock);
         size_t n = delete_begin(v, &d);
@@ -189,12 +202,25 @@ cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *k
     return first;
 }
 
-cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_key *key)
+cairn_status cairn_vault_delete(struct cairn_vault *v, const struct cairn_key *keys,
+                                size_t count_keys, uint64_t deadline_ns, cairn_status *results)
+{
+    return cairn_vault_space_delete(v, 0, keys, count_keys, deadline_ns, results);
+}
+
+cairn_status cairn_vault_space_delete_now(struct cairn_vault *v, uint16_t space,
+                                          const struct cairn_key *key)
 {
     pthread_mutex_lock(&v->lock);
+    uint32_t id = cairn_index_find(v->index, key);
     cairn_status st = CAIRN_INPROGRESS;
-    if (!bury_needed(v, key, cairn_index_find(v->index, key), 0))
-        st = delete_entry(v, key) ? CAIRN_OK : CAIRN_MISS;
+    if (foreign(v, id, space) || !bury_needed(v, key, id, 0))
+        st = delete_entry(v, space, key) ? CAIRN_OK : CAIRN_MISS;
     pthread_mutex_unlock(&v->lock);
     return st;
+}
+
+cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_key *key)
+{
+    return cairn_vault_space_delete_now(v, 0, key);
 }

@@ -150,11 +150,9 @@ static struct flight admit(struct cairn_vault *v, const struct cairn_get *g, boo
 {
     struct flight f = {.cause = CAIRN_CAUSE_ABSENT};
     uint32_t id = cairn_index_find(v->index, &g->key);
-    if (id == CAIRN_ENTRY_NONE)
+    struct cairn_entry *e = entry_of(v, id, 0); /* strings are found by cairn_vault_pin alone */
+    if (!e)
         return f;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
-    if (e->space != 0)
-        return f; /* no chunk: strings are found by cairn_vault_pin alone */
     if (e->slot != CAIRN_SLOT_NONE) {
         f.slot = &v->slots[e->slot];
         f.disk = f.slot->state == SLOT_LOADING;
@@ -486,13 +484,13 @@ size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *k
     while (held < count_keys) {
         uint32_t n = count_keys - held > 512 ? 512 : (uint32_t)(count_keys - held);
         pthread_mutex_lock(&v->lock);
-        uint32_t seen = cairn_index_find_many(v->index, keys + held, n, 1, ids);
-        bool absent = seen && ids[seen - 1] == CAIRN_ENTRY_NONE;
-        for (uint32_t i = 0; ret_resident && i < seen - absent && resident == held + i; i++)
-            resident += cairn_index_entry(v->index, ids[i])->slot != CAIRN_SLOT_NONE;
+        uint32_t seen = cairn_index_find_many(v->index, keys + held, n, 1, ids), i = 0;
+        for (; i < seen && entry_of(v, ids[i], 0); i++)
+            if (resident == held + i)
+                resident += cairn_index_entry(v->index, ids[i])->slot != CAIRN_SLOT_NONE;
         pthread_mutex_unlock(&v->lock);
-        held += seen - absent;
-        if (absent)
+        held += i;
+        if (i < seen)
             break;
     }
     count(&v->c.lookups, 1);
@@ -508,24 +506,29 @@ size_t cairn_vault_lookup(struct cairn_vault *v, const struct cairn_key *keys, s
     return cairn_vault_lookup_where(v, keys, count_keys, NULL);
 }
 
-uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key)
+uint64_t cairn_vault_space_value_len(struct cairn_vault *v, uint16_t space,
+                                     const struct cairn_key *key)
 {
     pthread_mutex_lock(&v->lock);
-    uint32_t id = cairn_index_find(v->index, key);
-    uint64_t len = id == CAIRN_ENTRY_NONE ? 0 : cairn_index_entry(v->index, id)->value_len;
+    const struct cairn_entry *e = entry_of(v, cairn_index_find(v->index, key), space);
+    uint64_t len = e ? e->value_len : 0;
     pthread_mutex_unlock(&v->lock);
     return len;
+}
+
+uint64_t cairn_vault_value_len(struct cairn_vault *v, const struct cairn_key *key)
+{
+    return cairn_vault_space_value_len(v, 0, key);
 }
 
 uint32_t cairn_vault_where(struct cairn_vault *v, const struct cairn_key *key)
 {
     pthread_mutex_lock(&v->lock);
-    uint32_t id = cairn_index_find(v->index, key), where = 0;
-    if (id != CAIRN_ENTRY_NONE) {
-        const struct cairn_entry *e = cairn_index_entry(v->index, id);
+    const struct cairn_entry *e = entry_of(v, cairn_index_find(v->index, key), 0);
+    uint32_t where = 0;
+    if (e)
         where = (e->slot != CAIRN_SLOT_NONE ? CAIRN_IN_RAM : 0) |
                 (e->block != CAIRN_BLOCK_NONE ? CAIRN_ON_DISK : 0);
-    }
     pthread_mutex_unlock(&v->lock);
     return where;
 }

@@ -187,6 +187,13 @@ void slot_count_lost(struct cairn_vault *v, const struct slot *s);
 void entry_remove(struct cairn_vault *v, uint32_t id, enum cairn_cause cause);
 /* Counts an entry in or out of its space. */
 void entry_count(struct cairn_vault *v, const struct cairn_entry *e, int by);
+/* Of a value of the space; NULL: `id` is NONE, or the key is held by another space. */
+static inline struct cairn_entry *entry_of(const struct cairn_vault *v, uint32_t id,
+                                           uint16_t space)
+{
+    struct cairn_entry *e = id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
+    return e && e->space == space ? e : NULL;
+}
 /* Its space was not cleared since. */
 bool entry_living(const struct cairn_vault *v, const struct cairn_entry *e);
 /* May its value be written to the disk still? */
@@ -257,6 +264,8 @@ cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint6
 void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit *c);
 /* Has it expired, or may it have? Its time is only in the header. Lock held. */
 bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e);
+/* Does the key name a string, so that a chunk may not have it? Lock held. */
+bool entry_taken(const struct cairn_vault *v, uint32_t id, uint16_t space);
 /* Is a put answered by what is held? `id`: entry of its key or NONE. Lock held. */
 bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags);
 /* Makes a filled slot visible, or says why not. Lock held, but not while it waits. */

@@ -1,16 +1,18 @@
 """The CAIRN.* commands of a node, as raw requests over both sockets. Values follow from their keys,
 so every byte that comes back is judged; the client verifies the checks of every answer."""
 
+import hashlib
 import json
 import random
+import struct
 import time
 import urllib.request
 
 import pytest
 
 from keys_reference import canonical
-from kv_client import (BUSY, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, TIMEOUT, TOOBIG,
-                       WINDOW, ZERO, Kv, checks, get_item, key_of, put_item, value_of)
+from kv_client import (BUSY, CAUSES, CORRUPT, EXISTS, MISS, NOSPACE, OK, PIECE, RANGE, TIMEOUT,
+                       TOOBIG, WINDOW, ZERO, Kv, checks, get_item, key_of, put_item, value_of)
 from patience import STALL
 from wire import Error, request
 
@@ -385,6 +387,45 @@ def test_pins(lru_node):
     assert kv.call("CAIRN.UNPIN", b"".join(keys)) == 5
     press(kv, 100, "and again")
     assert kv.lookup(keys) == [0, 0]
+
+
+def string_name(text: bytes, tenant: int = 0) -> bytes:
+    """What a string's key is called in the vault (tools/cairnd/README.md)."""
+    tag = b"cairn string 1".ljust(16, b"\0")
+    return hashlib.sha256(tag + struct.pack("<I", tenant) + text).digest()
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_strings_are_nothing_to_the_chunks(disk_node, on_disk):
+    """A string's name in the vault is no secret: whoever asks for it as a chunk finds nothing."""
+    node, value, name = disk_node, b"string" * 1000, string_name(b"mine")
+    kv, first = connect(node), key_of("first")
+    assert kv.call("SET", "mine", value) == "OK"
+    assert kv.put(first, value_of(first, 5000)) == [OK, 0]
+    if on_disk:
+        assert kv.call("CAIRN.FLUSH", 4000) == OK
+        node.stop()
+        node.start(f"--disk-path={node.place / 'node.cairn'}", "--disk=256MiB")
+        kv = connect(node)
+    assert kv.lookup([name]) == [0, 0]
+    assert kv.lookup([first, name])[0] == 1
+    assert kv.call("CAIRN.LENGTH", name) == 0
+    assert dict(zip(*[iter(kv.call("CAIRN.WHYMISS", name))] * 2))[b"held"] == 0
+    assert kv.call("CAIRN.PREFETCH", name) == 0
+    assert kv.call("CAIRN.PIN", name) == 0
+    assert kv.fetch(name, len(value)) is None
+    assert kv.call("CAIRN.DELETE", 1000, name) == [MISS]
+    assert kv.call("CAIRN.DELETE", 1000, first + name) == [OK, MISS]
+    for replace in (False, True):
+        status, cause = kv.put(name, b"a chunk", replace=replace)
+        assert status < 0 and CAUSES[cause] == "bad_key"
+    assert kv.call("GET", "mine") == value
+    assert kv.call("DEL", "mine") == 1
+    assert kv.put(name, b"a chunk") == [OK, 0]
+    assert kv.call("GET", "mine") is None and kv.call("DEL", "mine") == 0
+    assert kv.fetch(name, 7) == b"a chunk"
+    assert kv.call("SET", "mine", "a string again") == "OK"
+    assert kv.call("GET", "mine") == b"a string again" and kv.fetch(name, 7) is None
 
 
 def test_flush_without_a_disk_says_so(node):

@@ -94,7 +94,7 @@ static uint32_t window_open(struct call *c, struct many_window *w, uint32_t firs
         struct string_key k;
         string_key(c, i, &k);
         w->names[w->count++] = k.name;
-        len += cairn_vault_value_len(c->node->vault, &k.name);
+        len += cairn_vault_space_value_len(c->node->vault, CAIRN_SPACE_STRINGS, &k.name);
     }
     return i;
 }

@@ -323,8 +323,9 @@ cairn_status string_delete(struct call *c, const struct string_key *k)
 {
     cairn_status st;
     if (!c->may_wait)
-        return cairn_vault_delete_now(c->node->vault, &k->name);
-    cairn_vault_delete(c->node->vault, &k->name, 1, c->deadline_ns, &st);
+        return cairn_vault_space_delete_now(c->node->vault, CAIRN_SPACE_STRINGS, &k->name);
+    cairn_vault_space_delete(c->node->vault, CAIRN_SPACE_STRINGS, &k->name, 1, c->deadline_ns,
+                             &st);
     return st;
 }
 
