@@ -35,6 +35,8 @@ static const struct cairn_opt options[] = {
 #define SCREEN_HOME "\033[H"
 #define LINE_END "\033[K\n"
 #define SCREEN_REST "\033[J"
+/* Keys are not read meanwhile. */
+#define RETRY_NS CAIRN_NS_PER_S
 
 static struct termios before;
 static bool on_screen;
@@ -104,42 +106,108 @@ static void rest(uint64_t interval_ns)
     }
 }
 
-static void draw(const struct options *o, const struct top_sample *s, const struct top_rates *r)
+/* A node that may go and come back. */
+struct watch {
+    const struct options *o;
+    struct node_call *call;  /* NULL: it is gone                                                */
+    uint64_t gone_ns;        /* since when                                                      */
+    struct top_absence absence;
+    struct top_sample last;  /* of a look before, if have_last                                  */
+    bool have_last;
+};
+
+static void draw(const struct watch *w, const struct top_sample *s, const struct top_rates *r)
 {
-    if (o->json) {
-        top_print_json(stdout, s, r);
-    } else if (on_screen) {
-        struct winsize w = {.ws_row = 24, .ws_col = 80};
-        ioctl(STDOUT_FILENO, TIOCGWINSZ, &w);
-        fputs(SCREEN_HOME, stdout);
-        top_print_text(stdout, node_uri(&o->node), s, r, w.ws_row ? w.ws_row - 1u : 23, w.ws_col,
-                       LINE_END);
-        fputs(SCREEN_REST, stdout);
-    } else {
-        top_print_text(stdout, node_uri(&o->node), s, r, 0, 0, "\n");
+    const struct options *o = w->o;
+    const char *uri = node_uri(&o->node), *end = on_screen ? LINE_END : "\n";
+    struct winsize size = {.ws_row = 24, .ws_col = 80};
+    unsigned rows = 0, columns = 0;
+    if (on_screen) {
+        ioctl(STDOUT_FILENO, TIOCGWINSZ, &size);
+        rows = size.ws_row ? size.ws_row - 1u : 23;
+        columns = size.ws_col;
     }
+    fputs(on_screen ? SCREEN_HOME : "", stdout);
+    if (o->json && s)
+        top_print_json(stdout, s, r);
+    else if (o->json)
+        top_absent_json(stdout, &w->absence);
+    else if (s)
+        top_print_text(stdout, uri, s, r, rows, columns, end);
+    else
+        top_absent_text(stdout, uri, &w->absence, columns, end);
+    fputs(on_screen ? SCREEN_REST : "", stdout);
     fflush(stdout);
 }
 
-static bool look(const struct options *o, struct node_call *c, uint64_t count, char *why,
-                 size_t why_cap)
+/* What was measured before it went says nothing of what comes back. */
+static void lose(struct watch *w)
 {
-    struct top_sample last, now;
-    struct top_rates rates;
-    bool ok = top_take(c, &last, why, why_cap);
-    for (uint64_t i = 0; ok && !ended && (count == 0 || i < count); i++) {
-        rest(o->interval_ns);
-        if (ended)
-            break;
-        ok = top_take(c, &now, why, why_cap);
-        if (ok) {
-            top_compare(&last, &now, &rates);
-            draw(o, &now, &rates);
-        }
-        top_free(&last);
-        last = now;
+    node_call_close(w->call);
+    w->call = NULL;
+    w->gone_ns = cairn_now_ns();
+    top_free(&w->last);
+    w->have_last = false;
+}
+
+/* Asks for the figures; a node that is gone is called again. */
+static bool ask(struct watch *w, struct top_sample *ret)
+{
+    char *why = w->absence.why;
+    size_t cap = sizeof w->absence.why;
+    uint64_t timeout = w->o->node.timeout_ns;
+    *ret = (struct top_sample){0};
+    if (!w->call &&
+        node_call_open(node_uri(&w->o->node), timeout < RETRY_NS ? timeout : RETRY_NS, &w->call,
+                       why, cap)) {
+        w->call = NULL;
+        return false;
     }
-    top_free(&last);
+    if (top_take(w->call, ret, why, cap))
+        return true;
+    top_free(ret);
+    uint64_t since = w->gone_ns;
+    lose(w);
+    w->gone_ns = since ? since : w->gone_ns;
+    return false;
+}
+
+/* One look: false if the node did not answer. */
+static bool look(struct watch *w)
+{
+    struct top_sample now;
+    struct top_rates rates;
+    if (!ask(w, &now)) {
+        w->absence.seconds = (double)(cairn_now_ns() - w->gone_ns) / 1e9;
+        draw(w, NULL, NULL);
+        return false;
+    }
+    if (!w->have_last) {
+        /* Rates are of two looks: the next one shows them. */
+        w->gone_ns = 0;
+        w->last = now;
+        w->have_last = true;
+        return true;
+    }
+    top_compare(&w->last, &now, &rates);
+    draw(w, &now, &rates);
+    top_free(&w->last);
+    w->last = now;
+    return true;
+}
+
+/* False: the last of all looks, or the only one, found it gone. */
+static bool watch(struct watch *w, uint64_t count)
+{
+    bool ok = true;
+    for (uint64_t i = 0; !ended && (count == 0 || i < count); i++) {
+        rest(w->o->interval_ns);
+        if (ended)
+            return true;
+        ok = look(w);
+        if (!ok && w->o->once)
+            return false;
+    }
     return ok;
 }
 
@@ -148,21 +216,22 @@ static int run(const void *opts, char **args, uint32_t count)
     (void)args;
     (void)count;
     const struct options *o = opts;
-    struct node_call *c = NULL;
-    int status = node_connect("top", &o->node, &c);
+    struct watch w = {.o = o};
+    int status = node_connect("top", &o->node, &w.call);
     if (status)
         return status;
     catch_signals();
-    bool live = !o->once && !o->json && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO);
-    if (live) {
+    bool ok = ask(&w, &w.last);
+    w.have_last = ok;
+    if (ok && !o->once && !o->json && isatty(STDIN_FILENO) && isatty(STDOUT_FILENO)) {
         take_screen();
         atexit(restore);
     }
-    char why[512];
-    bool ok = look(o, c, o->once ? 1 : o->count, why, sizeof why);
+    ok = ok && watch(&w, o->once ? 1 : o->count);
     restore();
-    node_call_close(c);
-    return ok ? CLI_OK : cli_fail(CLI_FAILED, "top: %s", why);
+    top_free(&w.last);
+    node_call_close(w.call);
+    return ok ? CLI_OK : cli_fail(CLI_FAILED, "top: %s", w.absence.why);
 }
 
 const struct cli_command cli_top = {
@@ -172,5 +241,6 @@ const struct cli_command cli_top = {
     .options_size = sizeof(struct options),
     .run = run,
     .help = "a node live: rates, hit share in tokens, tiers, evictions, leases, clients",
-    .more = "Keys: q ends it. Without a terminal it prints a page a look, with --json a line.\n",
+    .more = "Keys: q ends it. Without a terminal it prints a page a look, with --json a\n"
+            "line. While the node is gone it says so at each look, and goes on when it is back.\n",
 };

@@ -75,6 +75,14 @@ struct top_rates {
 void top_compare(const struct top_sample *before, const struct top_sample *now,
                  struct top_rates *ret);
 
+/* A look at a node that does not answer: since when, and why. */
+struct top_absence {
+    double seconds;
+    char why[512];
+};
+void top_absent_json(FILE *f, const struct top_absence *a);
+void top_absent_text(FILE *f, const char *uri, const struct top_absence *a, unsigned columns,
+                     const char *end);
 void top_print_json(FILE *f, const struct top_sample *s, const struct top_rates *r);
 /* rows: at most so many lines, 0 = all. end: what a line ends in. */
 void top_print_text(FILE *f, const char *uri, const struct top_sample *s, const struct top_rates *r,

@@ -168,3 +168,19 @@ void top_print_json(FILE *f, const struct top_sample *s, const struct top_rates 
     json_number(f, r->hit_share_all < 0 ? __builtin_nan("") : r->hit_share_all);
     fputs("}}\n", f);
 }
+
+void top_absent_text(FILE *f, const char *uri, const struct top_absence *a, unsigned columns,
+                     const char *end)
+{
+    struct page p = {.f = f, .end = end, .columns = columns};
+    char since[32];
+    line(&p, "cairn at %s  GONE for %s, tried again at each look", uri, age(a->seconds, since));
+    line(&p, "%s", a->why);
+}
+
+void top_absent_json(FILE *f, const struct top_absence *a)
+{
+    fprintf(f, "{\"gone\": true, \"seconds\": %.3f, \"why\": ", a->seconds);
+    json_string(f, a->why);
+    fputs("}\n", f);
+}

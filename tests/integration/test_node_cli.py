@@ -524,7 +524,7 @@ def read_until(master, word, seconds=20 + STALL):
     return text
 
 
-@pytest.mark.parametrize("ending", ["key", "term", "node"])
+@pytest.mark.parametrize("ending", ["key", "term"])
 def test_top_gives_the_terminal_back(program, node, ending):
     p, master, slave, before = watch(program, node)
     try:
@@ -533,22 +533,64 @@ def test_top_gives_the_terminal_back(program, node, ending):
         assert not termios.tcgetattr(slave)[3] & termios.ECHO
         if ending == "key":
             os.write(master, b"q")
-        elif ending == "term":
-            p.send_signal(signal.SIGTERM)
         else:
-            node.kill()
+            p.send_signal(signal.SIGTERM)
         end = read_until(master, b"\033[?1049l")
         assert b"\033[?25h" in end
-        if ending == "node":
-            end += read_until(master, b"\n") if b"cairn: top" not in end else b""
-            assert b"closed the connection" in end
-        assert p.wait(20) == (1 if ending == "node" else 0)
+        assert p.wait(20) == 0
         assert termios.tcgetattr(slave) == before
     finally:
         p.kill()
         p.wait()
         os.close(master)
         os.close(slave)
+
+
+def test_top_goes_on_when_the_node_is_back(program, node):
+    p, master, slave, before = watch(program, node)
+    try:
+        read_until(master, b"evicted")
+        for _ in range(2):
+            node.kill()
+            assert b"cairn at unix:" in read_until(master, b"GONE for")
+            read_until(master, b"GONE for")
+            node.start()
+            read_until(master, b"up 00:00:0", 40)
+            read_until(master, b"evicted")
+        os.write(master, b"q")
+        read_until(master, b"\033[?1049l")
+        assert p.wait(20) == 0 and termios.tcgetattr(slave) == before
+    finally:
+        p.kill()
+        p.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def test_top_tells_scripts_that_the_node_is_gone(cairn, program, node):
+    p = subprocess.Popen([program, "top", "--json", "--interval", "50ms", "--uri",
+                          f"unix:{node.socket}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        def until_row(wanted):
+            while True:
+                row = json.loads(p.stdout.readline())
+                if wanted(row):
+                    return row
+
+        first = until_row(lambda row: "run_id" in row)["run_id"]
+        node.kill()
+        row = until_row(lambda row: "gone" in row)
+        assert row["gone"] is True and row["seconds"] >= 0 and row["why"]
+        node.start()
+        row = until_row(lambda row: "run_id" in row)
+        assert row["run_id"] != first and row["rates"]["commands"] >= 0
+        p.terminate()
+        assert p.wait(20) == 0
+    finally:
+        p.kill()
+        p.wait()
+    node.kill()
+    refused(cairn("top", "--count", "2", to=node), 1, "node.sock")
 
 
 # --- doctor ---
