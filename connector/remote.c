@@ -8,6 +8,7 @@
 #include "base/copy.h"
 #include "base/mem.h"
 #include "chunking/why.h"
+#include "transport/sock.h"
 
 /* Three calls in a row that the node leaves unanswered, and it is left alone for a while. */
 static const struct cairn_breaker_limits breaker_limits = {
@@ -160,36 +161,51 @@ static uint64_t remote_value_len(struct cairn_backend *b, const struct cairn_key
     return call.number;
 }
 
+static void delete_result(struct keys_call *call, cairn_status result)
+{
+    if (call->results)
+        call->results[call->done] = result;
+    if (result && result != CAIRN_MISS && !call->first)
+        call->first = result;
+    call->done++;
+}
+
+/* As many keys as one command takes. */
+static cairn_status delete_some(struct remote *r, struct remote_conn *c, struct keys_call *call)
+{
+    uint32_t n = keys_now(call);
+    size_t end = call->done + n;
+    uint64_t parts, ticket = conn_command(c, "CAIRN.DELETE", 2);
+    conn_number(c, conn_wire_timeout(c));
+    conn_ref(c, call->keys + call->done, n * sizeof *call->keys);
+    cairn_status st = conn_await(c, ticket);
+    if (!st)
+        st = conn_array(c, &parts);
+    if (!st && parts != n)
+        st = CAIRN_CORRUPT;
+    while (call->done < end && !st) {
+        int64_t number;
+        st = conn_int(c, &number);
+        if (!st)
+            delete_result(call, status_of(number));
+    }
+    /* What went out whole may have been done: done again it could take what was put since. */
+    if (st && st != CAIRN_BUSY && !c->send_failed) {
+        remote_unknown(r, end - call->done);
+        while (call->done < end)
+            delete_result(call, remote_status(st));
+    }
+    return st;
+}
+
 static cairn_status delete_over(struct remote *r, struct remote_conn *c, void *arg)
 {
     struct keys_call *call = arg;
-    (void)r;
-    while (call->done < call->count) {
-        uint32_t n = keys_now(call);
-        uint64_t parts, ticket = conn_command(c, "CAIRN.DELETE", 2);
-        conn_number(c, conn_wire_timeout(c));
-        conn_ref(c, call->keys + call->done, n * sizeof *call->keys);
-        cairn_status st = conn_await(c, ticket);
-        if (!st)
-            st = conn_array(c, &parts);
-        if (!st && parts != n)
-            st = CAIRN_CORRUPT;
-        for (uint32_t i = 0; i < n && !st; i++) {
-            int64_t number;
-            st = conn_int(c, &number);
-            if (st)
-                break;
-            cairn_status result = status_of(number);
-            if (call->results)
-                call->results[call->done] = result;
-            if (result && result != CAIRN_MISS && !call->first)
-                call->first = result;
-            call->done++;
-        }
-        if (st)
-            return st;
-    }
-    return CAIRN_OK;
+    /* What is sent to a node which is gone already would be a delete of which nothing is known. */
+    cairn_status st = cairn_sock_alive(c->fd) ? CAIRN_OK : CAIRN_IO;
+    while (call->done < call->count && !st)
+        st = delete_some(r, c, call);
+    return st;
 }
 
 static cairn_status remote_remove(struct cairn_backend *b, const struct cairn_key *keys,

@@ -17,6 +17,7 @@ struct remote_counts {
     _Atomic uint64_t calls, refused;      /* refused: at once, while the breaker was open         */
     _Atomic uint64_t timeouts, lost;      /* calls that the node left without an answer           */
     _Atomic uint64_t busy;                /* calls that found no connection free, or an error     */
+    _Atomic uint64_t unknown;             /* puts and deletes of which no answer came             */
     _Atomic uint64_t dials, dials_failed;
     _Atomic uint64_t misses[CAIRN_CAUSE_COUNT]; /* keys that a get or a view did not give         */
 };
@@ -48,7 +49,8 @@ struct remote {
 };
 
 /* Something that is done over a connection. CAIRN_OK or CAIRN_BUSY: the connection is as good as
- * before; anything else: it is dropped. */
+ * before; anything else: it is dropped. It may be called again, over another connection, and then
+ * does what is left: of what changes something that is nothing that the node may have done. */
 typedef cairn_status (*remote_fn)(struct remote *r, struct remote_conn *c, void *arg);
 
 /* remote_pool.c: runs fn over a connection, again over a new one if the node closed the first.
@@ -56,6 +58,8 @@ typedef cairn_status (*remote_fn)(struct remote *r, struct remote_conn *c, void 
  * be; CAIRN_TIMEOUT: it did not answer, or no connection was free in time; CAIRN_IO,
  * CAIRN_CORRUPT: it ended in the middle. */
 cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns);
+/* Counts puts or deletes that went out whole and were not answered. */
+void remote_unknown(struct remote *r, uint64_t keys);
 /* A deadline for calls that are given none. */
 uint64_t remote_patience(const struct remote *r);
 /* Makes the first connection; err: one sentence. */

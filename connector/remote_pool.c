@@ -55,6 +55,11 @@ static void count(_Atomic uint64_t *counter)
     atomic_fetch_add_explicit(counter, 1, memory_order_relaxed);
 }
 
+void remote_unknown(struct remote *r, uint64_t keys)
+{
+    atomic_fetch_add_explicit(&r->counts.unknown, keys, memory_order_relaxed);
+}
+
 /* --- pins --- */
 
 /* Has the node closed it, or at least nothing to say now? What it says is thrown away. */

@@ -5,6 +5,7 @@
 
 #include "base/copy.h"
 #include "connector/remote.h"
+#include "transport/sock.h"
 
 #define FLIGHTS 32u
 #define RUNS 64u
@@ -143,12 +144,24 @@ static cairn_status send_bytes(struct put_run *run, struct cairn_put *p, size_t 
     return conn_flush(c);
 }
 
+/* The node has got these and did not answer: it may have stored them or not. Stored again they
+ * could undo what others did to the keys since. */
+static void leave_unknown(struct remote *r, struct put_run *run, cairn_status st)
+{
+    for (; run->count; run->first++, run->count--) {
+        struct cairn_put *p = &run->puts[run->flights[run->first % FLIGHTS].index];
+        p->status = remote_status(st);
+        p->cause = remote_cause(st);
+        remote_unknown(r, 1);
+    }
+}
+
 static cairn_status put_over(struct remote *r, struct remote_conn *c, void *arg)
 {
     struct put_call *call = arg;
     struct put_run run = {.c = c, .puts = call->puts};
-    cairn_status st = conn_window(c);
-    (void)r;
+    /* A value that went to a node which is gone already would be one of which nothing is known. */
+    cairn_status st = cairn_sock_alive(c->fd) ? conn_window(c) : CAIRN_IO;
     for (size_t i = 0; i < call->count && !st; i++) {
         struct cairn_put *p = &call->puts[i];
         struct flight f = {.index = i};
@@ -160,10 +173,13 @@ static cairn_status put_over(struct remote *r, struct remote_conn *c, void *arg)
         if (!st)
             st = c->window && len <= c->window_len / ALIGN * ALIGN ? send_window(&run, p, len, &f)
                                                                    : send_bytes(&run, p, len, &f);
-        run.flights[(run.first + run.count++) % FLIGHTS] = f;
+        /* What could not be sent whole was not done, and may be sent again. */
+        if (!st)
+            run.flights[(run.first + run.count++) % FLIGHTS] = f;
     }
     while (run.count && !st)
         st = answer_read(&run);
+    leave_unknown(r, &run, st);
     return st;
 }
 

@@ -69,6 +69,7 @@ static void add_client(struct text *t, struct remote *r)
     add_counter(t, "timeouts", &r->counts.timeouts);
     add_counter(t, "lost", &r->counts.lost);
     add_counter(t, "busy", &r->counts.busy);
+    add_counter(t, "unknown", &r->counts.unknown);
     add_counter(t, "dials", &r->counts.dials);
     add_counter(t, "dials_failed", &r->counts.dials_failed);
     add_connections(t, r);
