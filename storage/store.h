@@ -34,6 +34,7 @@ struct cairn_vault_opts {
     uint64_t lock_wait_ns;
     uint64_t io_deadline_ns;
     uint32_t errors_max;
+    uint64_t probe_ns;            /* pause before a tier that is off is tried, 0 = never */
     uint32_t reinsert_percent;
     bool prewrite;
 };
@@ -172,6 +173,11 @@ struct cairn_scan_item {
 cairn_status cairn_vault_scan(struct cairn_vault *v, uint16_t space, uint32_t *cursor, size_t max,
                               uint64_t deadline_ns,
                               bool (*fn)(void *arg, const struct cairn_scan_item *item), void *arg);
+/* The same of one key, for who needs its bytes no more than a walk does: OK, MISS and why, or
+ * TIMEOUT. */
+cairn_status cairn_vault_header(struct cairn_vault *v, uint16_t space, const struct cairn_key *key,
+                                uint64_t deadline_ns, struct cairn_scan_item *ret,
+                                enum cairn_cause *cause);
 /* Values held of a space, expired ones that nobody has met yet included. */
 uint64_t cairn_vault_space_count(struct cairn_vault *v, uint16_t space);
 /* Every value of the space that was put before this call is gone, for good, on return: one record

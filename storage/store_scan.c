@@ -161,3 +161,58 @@ cairn_status cairn_vault_scan(struct cairn_vault *v, uint16_t space, uint32_t *c
     *cursor = s.at == CAIRN_ENTRY_NONE ? 0 : s.at;
     return st;
 }
+
+/* --- one key --- */
+
+/* Pins what has the key's header, or begins to read it: OK, MISS, or BUSY without room or op. Lock
+ * held. */
+static cairn_status header_pin(const struct scan *s, const struct cairn_key *key,
+                               struct scan_one *ret)
+{
+    struct cairn_vault *v = s->v;
+    uint32_t id = cairn_index_find(v->index, key);
+    const struct cairn_entry *e = entry_of(v, id, s->space);
+    if (!e || !entry_living(v, e))
+        return CAIRN_MISS;
+    *ret = (struct scan_one){.id = id, .disk = e->block != CAIRN_BLOCK_NONE,
+                             .ram = e->slot != CAIRN_SLOT_NONE};
+    if (ret->ram)
+        slot_pin(ret->slot = &v->slots[e->slot]);
+    else if (!(ret->slot = header_begin(v, e)))
+        return v->tier_off ? CAIRN_MISS : CAIRN_BUSY;
+    return CAIRN_OK;
+}
+
+static cairn_status header_once(const struct scan *s, const struct cairn_key *key,
+                                struct cairn_scan_item *ret, enum cairn_cause *cause)
+{
+    struct cairn_vault *v = s->v;
+    struct scan_one one;
+    cairn_status st;
+    *cause = CAIRN_CAUSE_ABSENT;
+    pthread_mutex_lock(&v->lock);
+    while ((st = header_pin(s, key, &one)) == CAIRN_BUSY && vault_wait(v, s->deadline_ns)) {
+    }
+    pthread_mutex_unlock(&v->lock);
+    if (st)
+        return st == CAIRN_BUSY ? CAIRN_TIMEOUT : st;
+    *cause = item_of(s, &one, ret);
+    if (!*cause && memcmp(&ret->key, key, sizeof *key) != 0)
+        *cause = CAIRN_CAUSE_KEY;
+    pthread_mutex_lock(&v->lock);
+    slot_unpin(v, one.slot);
+    pthread_mutex_unlock(&v->lock);
+    return *cause ? CAIRN_MISS : CAIRN_OK;
+}
+
+cairn_status cairn_vault_header(struct cairn_vault *v, uint16_t space, const struct cairn_key *key,
+                                uint64_t deadline_ns, struct cairn_scan_item *ret,
+                                enum cairn_cause *cause)
+{
+    struct scan s = {.v = v, .space = space, .deadline_ns = deadline_ns};
+    cairn_status st = header_once(&s, key, ret, cause);
+    /* Moved by reclaim, or the device is slow: look again, once. */
+    if (st == CAIRN_MISS && *cause != CAIRN_CAUSE_ABSENT && *cause != CAIRN_CAUSE_EXPIRED)
+        st = header_once(&s, key, ret, cause);
+    return *cause == CAIRN_CAUSE_DEADLINE ? CAIRN_TIMEOUT : st;
+}

@@ -274,6 +274,42 @@ def test_commands_on_values_that_are_on_disk(node_with):
         assert wire.call("GET", names[1]) in (b"new" * 9000, None)
 
 
+def disk_read_bytes(wire):
+    lines = wire.call("INFO", "everything").decode().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["cairn_disk_read_bytes"])
+
+
+def test_what_needs_no_bytes_reads_none(node_with):
+    """Of values that are only on disk, a header each, whatever their size."""
+    node = node_with(ram="32MiB", disk="1GiB")
+    names, size = [b"h:%d" % i for i in range(10)], 2 * MIB
+    with Wire(node.port) as wire:
+        for i, name in enumerate(names):
+            assert wire.call("SET", name, value_of(name, 1, size + i), "EX", 5000) == "OK"
+        assert wire.call("SET", "ended", b"e" * size, "PX", 300) == "OK"
+        assert wire.call("SET", "empty", b"") == "OK"
+    node.stop()
+    node.again()
+    time.sleep(0.3)
+    with Wire(node.port) as wire:
+        before = disk_read_bytes(wire)
+        assert wire.call("EXISTS", *names, "ended", "empty", "nobody") == len(names) + 1
+        assert wire.call("STRLEN", names[3]) == size + 3 and wire.call("STRLEN", "empty") == 0
+        assert 4000 < wire.call("TTL", names[4]) <= 5000 and wire.call("TTL", "ended") == -2
+        assert wire.call("TYPE", names[5]) == "string" and wire.call("TYPE", "ended") == "none"
+        assert wire.call("MEMORY", "USAGE", names[6]) >= size
+        assert wire.call("DEL", *names[:5], "ended", "nobody") == 5
+        assert disk_read_bytes(wire) - before < MIB
+        assert wire.call("EXISTS", *names) == 5
+        assert wire.call("GET", names[0]) is None
+        assert wire.call("GET", names[7]) == value_of(names[7], 1, size + 7)
+    node.kill()
+    node.again()
+    with Wire(node.port) as wire:
+        assert wire.call("EXISTS", *names[:5]) == 0
+
+
 def hits_and_misses(wire):
     info = wire.call("INFO", "stats").decode()
     fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)

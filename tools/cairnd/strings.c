@@ -151,16 +151,51 @@ static cairn_status pin_waiting(struct call *c, const struct string_key *k,
     return CAIRN_TIMEOUT;
 }
 
-static cairn_status pin(struct call *c, const struct string_key *k, uint32_t flags,
-                        struct cairn_pin *ret)
+/* Of a pinned one. */
+static cairn_status take_pinned(struct call *c, const struct string_key *k, struct string *s)
+{
+    const struct cairn_record_body_disk *b = cairn_pin_body(&s->pin);
+    if (!ours(k, b)) {
+        cairn_vault_unpin(c->node->vault, &s->pin, 1);
+        return CAIRN_MISS;
+    }
+    s->data = s->pin.value;
+    s->len = b->flags & MARK_EMPTY ? 0 : s->pin.value_len;
+    s->expires_ns = b->expires_ns;
+    return CAIRN_OK;
+}
+
+/* What the header on disk says: all that is needed of a value whose bytes are not. */
+static cairn_status look_waiting(struct call *c, const struct string_key *k,
+                                 enum cairn_cause *cause, struct string *ret)
+{
+    struct cairn_scan_item i;
+    cairn_status st = cairn_vault_header(c->node->vault, CAIRN_SPACE_STRINGS, &k->name,
+                                         c->deadline_ns, &i, cause);
+    if (st)
+        return st;
+    if (i.tenant != k->tenant || i.name_len != k->len || memcmp(i.name, k->data, k->len) != 0)
+        return CAIRN_MISS;
+    *ret = (struct string){.pin.value_len = i.value_len, .expires_ns = i.expires_ns,
+                           .len = i.mark & MARK_EMPTY ? 0 : i.value_len};
+    return CAIRN_OK;
+}
+
+static cairn_status find(struct call *c, const struct string_key *k, uint32_t flags,
+                         struct string *ret)
 {
     enum cairn_cause cause = CAIRN_CAUSE_NONE;
-    cairn_status st = cairn_vault_pin_now(c->node->vault, &k->name, flags & STRING_BYTES, ret,
-                                          &cause);
+    bool header = !(flags & (STRING_BYTES | STRING_SURE)), pinned = true;
+    cairn_status st = cairn_vault_pin_now(c->node->vault, &k->name, flags & STRING_BYTES,
+                                          &ret->pin, &cause);
     if (st == CAIRN_MISS && cause == CAIRN_CAUSE_NO_ROOM)
         st = CAIRN_INPROGRESS;
-    if (st == CAIRN_INPROGRESS && c->may_wait)
-        st = pin_waiting(c, k, &cause, ret);
+    if (st == CAIRN_INPROGRESS && c->may_wait) {
+        pinned = !header;
+        st = header ? look_waiting(c, k, &cause, ret) : pin_waiting(c, k, &cause, &ret->pin);
+    }
+    if (st == CAIRN_OK && pinned)
+        st = take_pinned(c, k, ret);
     if (st == CAIRN_MISS && cause == CAIRN_CAUSE_EXPIRED)
         atomic_fetch_add_explicit(&c->node->stats.string_expired, 1, memory_order_relaxed);
     return st;
@@ -178,20 +213,9 @@ void string_count(struct call *c, uint64_t hits, uint64_t misses)
 cairn_status string_find(struct call *c, const struct string_key *k, uint32_t flags,
                          struct string *ret)
 {
-    cairn_status st = pin(c, k, flags, &ret->pin);
+    cairn_status st = find(c, k, flags, ret);
     if (st == CAIRN_INPROGRESS)
         return st;
-    if (st == CAIRN_OK) {
-        const struct cairn_record_body_disk *b = cairn_pin_body(&ret->pin);
-        if (ours(k, b)) {
-            ret->data = ret->pin.value;
-            ret->len = b->flags & MARK_EMPTY ? 0 : ret->pin.value_len;
-            ret->expires_ns = b->expires_ns;
-        } else {
-            cairn_vault_unpin(c->node->vault, &ret->pin, 1);
-            st = CAIRN_MISS;
-        }
-    }
     if (flags & STRING_COUNT)
         string_count(c, st == CAIRN_OK, st != CAIRN_OK);
     return st == CAIRN_TIMEOUT && !(flags & STRING_SURE) ? CAIRN_MISS : st;
@@ -199,7 +223,8 @@ cairn_status string_find(struct call *c, const struct string_key *k, uint32_t fl
 
 void string_drop(struct call *c, struct string *s)
 {
-    cairn_vault_unpin(c->node->vault, &s->pin, 1);
+    if (s->data)
+        cairn_vault_unpin(c->node->vault, &s->pin, 1);
 }
 
 static void sent(void *arg, uint64_t slot)

@@ -44,10 +44,10 @@ void string_stripes_unlock(struct call *c, const struct string_stripes *s);
 
 #define STRING_COPY_MAX 16384u /* longer ones are sent from where they lie */
 
-/* A pinned string. */
+/* A pinned string, or what is known of one. */
 struct string {
     struct cairn_pin pin;
-    const char *data;
+    const char *data;    /* NULL: neither pinned nor read, see string_find */
     size_t len;
     uint64_t expires_ns; /* wall clock, 0 = never */
 };
@@ -57,7 +57,8 @@ struct string {
 #define STRING_SURE 4u  /* a change hangs on it: TIMEOUT is no MISS         */
 
 /* OK and pinned, MISS, or INPROGRESS; TIMEOUT with STRING_SURE. What is damaged or cannot be read
- * is a MISS. */
+ * is a MISS. With neither STRING_BYTES nor STRING_SURE no more than the header of what is only on
+ * disk is read: then it is not pinned, and there is no data. */
 cairn_status string_find(struct call *c, const struct string_key *k, uint32_t flags,
                          struct string *ret);
 void string_drop(struct call *c, struct string *s);
