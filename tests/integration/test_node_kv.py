@@ -125,6 +125,20 @@ def test_keep_and_replace(node, way):
     assert kv.fetch(key, len(new)) == new
 
 
+def test_long_values_are_hashed_by_a_worker(node):
+    """As those of SET: whoever else is on its network thread does not wait for it."""
+    def waited():
+        lines = kv.call("INFO", "stats").decode().splitlines()
+        return int(dict(line.split(":") for line in lines if ":" in line)["cairn_waited_commands"])
+
+    kv = connect(node)
+    for size, others in ((1 << 20, 0), (6 << 20, 1)):
+        key, before = key_of("long", size), waited()
+        value = value_of(key, size)
+        assert kv.put(key, value) == [OK, 0] and waited() - before == others
+        assert kv.fetch(key, size) == value
+
+
 @pytest.mark.parametrize("size", [5000, 20_000, 1_000_000])
 def test_wrong_checks_are_refused(node, size):
     kv = connect(node)

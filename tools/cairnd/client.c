@@ -301,7 +301,7 @@ static void call_submit(struct connection *k)
     k->on_worker = true;
     atomic_store_explicit(&k->call_ended, false, memory_order_relaxed);
     count(&n->stats.slow_commands, 1);
-    if (work_submit(n, on_worker, k))
+    if (work_submit(n, k->call.command->flags & COMMAND_LONG, on_worker, k))
         return;
     k->on_worker = false;
     k->call.out = &k->c.out;

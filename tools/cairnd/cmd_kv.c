@@ -271,7 +271,7 @@ const struct command commands_kv[] = {
     {"CAIRN.PIN", 2, COMMAND_ADMIN, 0, kv_pin_run, "Keeps values in RAM until they are unpinned.",
      0, 0, 0, 0},
     {"CAIRN.UNPIN", 2, COMMAND_ADMIN, 0, kv_unpin_run, "Undoes CAIRN.PIN.", 0, 0, 0, 0},
-    {"CAIRN.CLEAR", -2, COMMAND_WRITE | COMMAND_ADMIN, 0, kv_clear_run,
+    {"CAIRN.CLEAR", -2, COMMAND_WRITE | COMMAND_ADMIN | COMMAND_LONG, 0, kv_clear_run,
      "Deletes all chunks, those of an identity, or those that follow a key.", 0, 0, 0, 0},
     {"CAIRN.IDENTITY", 2, COMMAND_WRITE, 0, kv_identity_run, "Remembers an identity for CAIRN.WHY.",
      0, 0, 0, 0},

@@ -11,8 +11,10 @@
 #include "tools/cairnd/cmd_kv.h"
 #include "tools/cairnd/kv_pins.h"
 
-/* Longer values are copied out of a window by a worker, so that nobody else waits for them. */
+/* Longer values are copied out of a window, or hashed where they were received, by a worker, so
+ * that nobody else waits for them. */
 #define COPY_AT_ONCE (1024u * 1024u)
+#define HASH_AT_ONCE (4u * 1024u * 1024u)
 
 #define ARG_ITEM 2
 #define ARG_CHECKS 3
@@ -171,6 +173,14 @@ static void account(const struct put *p, cairn_status st)
         kv_pins_refresh(p->c->node->kv->pins, (const struct cairn_key *)p->item.key);
 }
 
+/* A replacement usually waits for the disk: better before its bytes are copied. */
+static bool takes_long(const struct put *p)
+{
+    if (!p->window)
+        return p->item.value_len > HASH_AT_ONCE;
+    return p->item.value_len > COPY_AT_ONCE || (p->item.flags & CAIRN_PUT_REPLACE);
+}
+
 enum call_flow kv_put_run(struct call *c)
 {
     struct put p = {.c = c};
@@ -179,9 +189,7 @@ enum call_flow kv_put_run(struct call *c)
         return refuse_room(c);
     if (!read_put(&p))
         return CALL_DONE;
-    /* A replacement usually waits for the disk: better before its bytes are copied. */
-    if (p.window && !c->may_wait &&
-        (p.item.value_len > COPY_AT_ONCE || (p.item.flags & CAIRN_PUT_REPLACE)))
+    if (!c->may_wait && takes_long(&p))
         return CALL_WAITS;
     bool received = call_take_room(c, &room);
     if (received && room.side_len != c->args[ARG_SIDE].len) {

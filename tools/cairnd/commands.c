@@ -153,7 +153,7 @@ static const struct {
     const char *why;
     const char *const *names;
 } absent[] = {
-    {"transactions are not supported; SET, MSET and MSETNX are atomic by themselves",
+    {"transactions are not supported; what one SET does is seen whole or not at all",
      (const char *const[]){"MULTI", "EXEC", "DISCARD", "WATCH", "UNWATCH", NULL}},
     {"publish and subscribe are not supported; this is a cache",
      (const char *const[]){"SUBSCRIBE", "UNSUBSCRIBE", "PSUBSCRIBE", "PUNSUBSCRIBE", "PUBLISH",

@@ -83,7 +83,7 @@ static void run_slice(void *arg)
     if (!more)
         p->running = false;
     pthread_mutex_unlock(&p->lock);
-    if (!more || work_submit(p->node, run_slice, p))
+    if (!more || work_submit(p->node, false, run_slice, p))
         return;
     pthread_mutex_lock(&p->lock);
     while (p->head)
@@ -101,7 +101,7 @@ bool kv_prefetch_add(struct kv_prefetch *p, const struct cairn_key *keys, uint32
     memcpy(j->keys, keys, count * sizeof *keys);
     pthread_mutex_lock(&p->lock);
     bool ok = p->waiting + count <= KEYS_MAX &&
-              (p->running || work_submit(p->node, run_slice, p));
+              (p->running || work_submit(p->node, false, run_slice, p));
     if (ok) {
         p->running = true;
         p->waiting += count;

@@ -81,6 +81,7 @@ struct call {
 #define COMMAND_LOCAL 8u    /* unix socket only                                                   */
 #define COMMAND_PAYLOAD 16u /* its last argument is a value: long ones are received in the arena  */
 #define COMMAND_REFUSED 32u /* answers arguments that got no memory (data NULL) itself            */
+#define COMMAND_LONG 64u    /* goes over all there is: on workers of its own, gets do not wait    */
 
 struct command {
     const char *name;   /* upper case */
@@ -194,11 +195,12 @@ void net_wake(struct client *c);
 bool client_charge(struct client *c, size_t more);
 void client_discharge(struct client *c, size_t less);
 
-/* work.c: bounded; false = full, the caller answers an error. fn runs once on a worker. */
+/* work.c: bounded; false = full, the caller answers an error. fn runs once on a worker; what takes
+ * long does so beside the workers of all else. */
 struct work;
 cairn_status work_start(struct node *n);
 void work_stop(struct node *n, uint64_t deadline_ns);
-bool work_submit(struct node *n, void (*fn)(void *arg), void *arg);
+bool work_submit(struct node *n, bool takes_long, void (*fn)(void *arg), void *arg);
 /* What waits, what runs, and how much may wait. */
 void work_state(struct node *n, uint32_t *ret_queued, uint32_t *ret_running,
                 uint32_t *ret_capacity);
