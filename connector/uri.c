@@ -13,7 +13,7 @@
 #define LOG_NAME "cairn.log"
 
 struct raw {
-    uint64_t ram, disk, entries, lock_wait, io_deadline, errors_max, reinsert, workers;
+    uint64_t ram, disk, entries, lock_wait, io_deadline, errors_max, probe, reinsert, workers;
     uint32_t write, verify, policy, engine;
     bool prewrite;
 };
@@ -51,6 +51,9 @@ const struct cairn_opt cairn_uri_options[] = {
      .help = "a device that takes longer has lost the request"},
     {.name = "errors_max", .type = CAIRN_OPT_COUNT, .def = "16", .min = 1, .max = 1u << 20,
      .offset = AT(errors_max), .help = "failed disk requests in a row that turn the disk off"},
+    {.name = "probe", .type = CAIRN_OPT_DURATION, .def = "1s", .max = 3600 * CAIRN_NS_PER_S,
+     .offset = AT(probe),
+     .help = "first pause before a disk that was turned off is tried again, 0 = never"},
     {.name = "lock_wait", .type = CAIRN_OPT_DURATION, .def = "5s", .min = 0,
      .max = 3600 * CAIRN_NS_PER_S, .offset = AT(lock_wait),
      .help = "how long open waits for another process to let go of the log"},
@@ -205,6 +208,7 @@ cairn_status cairn_uri_parse(const char *uri, struct cairn_uri *u, char *err, si
         .lock_wait_ns = r.lock_wait,
         .io_deadline_ns = r.io_deadline,
         .errors_max = (uint32_t)r.errors_max,
+        .probe_ns = r.probe,
         .reinsert_percent = (uint32_t)r.reinsert,
         .prewrite = r.prewrite,
     };

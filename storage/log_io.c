@@ -97,6 +97,8 @@ static void note_result(struct cairn_nvme *t, const struct nvme_io *x)
         *streak = 0;
         return;
     }
+    if (x->io.kind == CAIRN_IO_WRITE && !t->probe.flying)
+        t->probe.failed_off = x->io.off;
     if (++*streak >= t->o.errors_max || t->lost_out >= NVME_IOS_LOST) {
         char why[256];
         snprintf(why, sizeof why, "%s: %u %s in a row failed, the last one with: %s", t->path,

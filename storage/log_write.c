@@ -511,6 +511,7 @@ void nvme_sync_pump(struct cairn_nvme *t)
         return;
     char why[512];
     if (t->sync_wait.head && !nvme_file_intact(t, why, sizeof why)) {
+        t->probe.never = true;
         nvme_turn_off(t, why);
         return;
     }

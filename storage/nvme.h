@@ -173,6 +173,16 @@ struct nvme_reclaim {
     struct nvme_waiter waiter;
 };
 
+/* Of a tier that is off. */
+struct nvme_probe {
+    uint64_t at_ns, pause_ns;  /* when the device is tried, and how long after the last time     */
+    uint64_t back_ns;          /* when it came back, or last did not                             */
+    uint64_t sequence;         /* of the superblock that is tried                                */
+    uint64_t failed_off;       /* of the last write that failed                                  */
+    bool flying;
+    _Atomic bool never;        /* the file is another, or the tier ends                          */
+};
+
 struct cairn_nvme {
     struct cairn_tier tier;
     struct cairn_tier_opts o;
@@ -205,6 +215,7 @@ struct cairn_nvme {
     uint32_t reads_out, writes_out; /* of loads and units                       */
     uint64_t read_bytes_out, write_bytes_out;
     uint32_t streak[3];             /* failures in a row, by kind               */
+    struct nvme_probe probe;
     uint64_t read_seen_bytes;      /* out when readers were last seen */
     uint64_t read_seen_ns;
 
@@ -292,6 +303,13 @@ void nvme_io_drain(struct cairn_nvme *t, const uint32_t *flying);
 /* One io, waited for; only while the loop does not run. */
 int nvme_io_now(struct cairn_nvme *t, enum cairn_io_kind kind, uint64_t off, void *buf,
                 uint32_t len);
+
+/* --- log_health.c --- */
+/* Says when the device is tried next. */
+void nvme_probe_plan(struct cairn_nvme *t, uint64_t now);
+void nvme_probe_pump(struct cairn_nvme *t, uint64_t now);
+/* The device has nothing of ours and works: the tier is on again. */
+void nvme_come_back(struct cairn_nvme *t);
 
 /* --- log_file.c --- */
 cairn_status nvme_file_open(struct cairn_nvme *t);

@@ -133,6 +133,7 @@ static cairn_status open_tier(struct cairn_vault *v, char *err, size_t err_cap)
         .lock_wait_ns = v->o.lock_wait_ns,
         .io_deadline_ns = v->o.io_deadline_ns,
         .errors_max = v->o.errors_max,
+        .probe_ns = v->o.probe_ns,
         .reinsert_percent = v->o.reinsert_percent,
         .queue_max = VAULT_OPS,
         .prewrite = v->o.prewrite,

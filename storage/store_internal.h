@@ -108,6 +108,9 @@ struct cairn_vault {
     struct vault_op *ops, *ops_free;
     uint32_t ops_writing;
     bool tier_off, closing, recovering, recover_overflow;
+    bool was_off;                /* and no flush has looked at all values since            */
+    bool rewriting;              /* from slot rewrite_at on: what it missed is written     */
+    uint32_t rewrite_at;
     char off_why[160];
 
     uint64_t version;            /* last one given out */
@@ -230,6 +233,8 @@ void write_queue(struct cairn_vault *v, struct slot *s);
 void write_pump(struct cairn_vault *v);
 /* Chooses what leaves RAM next, as far ahead as its write takes. */
 void write_ahead(struct cairn_vault *v);
+/* Is the value in RAM alone, and may it be queued? */
+bool slot_unwritten(const struct cairn_vault *v, const struct slot *s);
 /* After puts: starts the writes they ask for. */
 void write_settle(struct cairn_vault *v);
 struct vault_op *op_take(struct cairn_vault *v);
@@ -247,6 +252,12 @@ cairn_status op_run(struct cairn_vault *v, struct cairn_tier_op what);
 void vault_host(struct cairn_vault *v);
 /* Waits for `changed` until the deadline; false when it has passed. */
 bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
+
+/* store_back.c */
+/* Queues some of what a tier that is back has missed. Lock held. */
+void write_again(struct cairn_vault *v);
+void host_turned_on(void *arg);
+void host_doubted(void *arg, const struct cairn_summary_disk *r);
 
 /* store_bury.c: lock held on entry and return */
 /* Must a tombstone be written before the key shows something else? Versions up to `covered` have

@@ -56,11 +56,13 @@ static void add_tier(struct text *t, const struct cairn_vault *v)
            ",\"syncs\":%" PRIu64 ",\"read_bytes\":%" PRIu64 ",\"written_bytes\":%" PRIu64
            ",\"reinserted_bytes\":%" PRIu64 ",\"retries\":%" PRIu64 ",\"io_errors\":%" PRIu64
            ",\"lost_ios\":%" PRIu64 ",\"holes\":%" PRIu64 ",\"segments_reclaimed\":%" PRIu64
+           ",\"turned_off\":%" PRIu64 ",\"probes\":%" PRIu64
            ",\"recovered_records\":%" PRIu64 ",\"recovery_us\":%" PRIu64
            ",\"prewritten_bytes\":%" PRIu64 ",",
         get(&s->loads), get(&s->stores), get(&s->tombstones), get(&s->syncs), get(&s->read_bytes),
         get(&s->written_bytes), get(&s->reinserted_bytes), get(&s->retries), get(&s->io_errors),
         get(&s->lost_ios), get(&s->holes), get(&s->segments_reclaimed),
+        get(&s->turned_off), get(&s->probes),
         get(&s->recovered_records), get(&s->recovery_ns) / 1000, get(&s->prewritten_bytes));
     add_hist(t, "load_us", &s->load_ns);
     add_hist(t, "store_us", &s->store_ns);

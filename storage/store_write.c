@@ -99,7 +99,7 @@ void write_pump(struct cairn_vault *v)
     }
 }
 
-static bool unwritten(const struct cairn_vault *v, const struct slot *s)
+bool slot_unwritten(const struct cairn_vault *v, const struct slot *s)
 {
     return s->state == SLOT_RESIDENT && s->entry != CAIRN_ENTRY_NONE && !s->lost &&
            (s->write == WRITE_CLEAN || s->write == WRITE_FAILED) &&
@@ -128,7 +128,7 @@ void write_ahead(struct cairn_vault *v)
             break;
         struct slot *s = &v->slots[next];
         slot_leave(v, s);
-        if (s->on_evict && unwritten(v, s))
+        if (s->on_evict && slot_unwritten(v, s))
             write_queue(v, s);
         else
             slot_ready(v, s);
@@ -138,6 +138,7 @@ void write_ahead(struct cairn_vault *v)
 
 void write_settle(struct cairn_vault *v)
 {
+    write_again(v);
     write_pump(v);
     write_ahead(v);
 }
@@ -238,6 +239,7 @@ static void op_done(struct cairn_tier_op *top)
         else
             load_done(v, op, s);
         op_give(v, op);
+        write_again(v);
         write_pump(v);
         if (store || !v->ops_free || !v->ops_free->next)
             pthread_cond_broadcast(&v->changed);
@@ -435,6 +437,8 @@ void vault_host(struct cairn_vault *v)
         .strayed = host_strayed,
         .image_back = host_image_back,
         .turned_off = host_turned_off,
+        .turned_on = host_turned_on,
+        .doubted = host_doubted,
     };
     for (uint32_t i = 0; i < VAULT_OPS; i++) {
         v->ops[i].vault = v;
@@ -462,7 +466,7 @@ static cairn_status queue_unwritten(struct cairn_vault *v, bool all, uint64_t de
     uint64_t version = v->version;
     for (uint32_t n = 0; n < v->slot_count; n++) {
         const struct slot *s = &v->slots[n];
-        while (unwritten(v, s) && s->version <= version && !v->tier_off &&
+        while (slot_unwritten(v, s) && s->version <= version && !v->tier_off &&
                v->dirty_blocks > v->arena_blocks / 4) {
             write_pump(v);
             if (!vault_wait(v, deadline_ns))
@@ -471,7 +475,7 @@ static cairn_status queue_unwritten(struct cairn_vault *v, bool all, uint64_t de
         /* Nobody would take it out of the queue any more. */
         if (v->tier_off)
             return CAIRN_IO;
-        if (unwritten(v, s) && s->version <= version && (all || s->on_evict))
+        if (slot_unwritten(v, s) && s->version <= version && (all || s->on_evict))
             write_queue(v, &v->slots[n]);
     }
     write_pump(v);
@@ -527,8 +531,12 @@ cairn_status vault_flush(struct cairn_vault *v, bool all, uint64_t deadline_ns)
 {
     pthread_mutex_lock(&v->lock);
     cairn_status st = v->tier_off ? CAIRN_IO : CAIRN_OK;
-    if (!st && (v->failed_slots || v->some_on_evict || v->o.write != CAIRN_WRITE_THROUGH))
+    bool look = v->failed_slots || v->was_off || v->some_on_evict ||
+                v->o.write != CAIRN_WRITE_THROUGH;
+    if (!st && look)
         st = queue_unwritten(v, all, deadline_ns);
+    if (!st && all)
+        v->was_off = false;
     uint64_t upto = v->ticket;
     while (!st && oldest_ticket(v) <= upto) {
         if (v->tier_off)

@@ -106,6 +106,10 @@ struct cairn_tier_host {
     void (*image_back)(void *arg, struct cairn_record_disk *image, uint32_t blocks);
     /* The tier turned itself off after repeated errors. All queued ops fail with TIER_OFF. */
     void (*turned_off)(void *arg, const char *why);
+    /* It is on again: ops are taken. Before that of each value that was written and never synced:
+     * whether it is on disk nobody knows. Both only with probe_ns. */
+    void (*turned_on)(void *arg);
+    void (*doubted)(void *arg, const struct cairn_summary_disk *s);
 };
 
 struct cairn_tier_opts {
@@ -119,6 +123,7 @@ struct cairn_tier_opts {
     uint64_t lock_wait_ns;          /* how long open waits for another process's lock       */
     uint64_t io_deadline_ns;        /* an io older than this is lost                        */
     uint32_t errors_max;            /* consecutive failed ios before the tier turns off     */
+    uint64_t probe_ns;              /* pause before it is first tried again, 0 = never      */
     uint32_t reinsert_percent;      /* of a segment's bytes, at most                        */
     uint32_t queue_max;             /* ops waiting, STOREs and LOADs each                   */
     bool prewrite;                  /* write a new log end to end in the background         */
@@ -128,6 +133,7 @@ struct cairn_tier_stats {
     _Atomic uint64_t loads, stores, tombstones, syncs;
     _Atomic uint64_t read_bytes, written_bytes, reinserted_bytes;
     _Atomic uint64_t retries, io_errors, lost_ios, holes;
+    _Atomic uint64_t turned_off, probes; /* by itself; tries to come back */
     _Atomic uint64_t segments_reclaimed;
     _Atomic uint64_t recovered_records, recovery_ns;
     _Atomic uint64_t segments_free, prewritten_bytes;
@@ -143,7 +149,7 @@ struct cairn_tier_info {
     uint32_t depth;
     const char *engine;
     bool direct;                    /* O_DIRECT granted                                     */
-    bool off;
+    bool off, stays_off;            /* stays_off: only another open brings it back          */
 };
 
 struct cairn_tier_ops {

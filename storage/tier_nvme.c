@@ -120,6 +120,8 @@ void nvme_turn_off(struct cairn_nvme *t, const char *why)
 {
     if (t->off)
         return;
+    nvme_count(&t->stats.turned_off, 1);
+    nvme_probe_plan(t, cairn_now_ns());
     pthread_mutex_lock(&t->lock);
     t->off = true;
     bool ready = t->ready;
@@ -196,6 +198,7 @@ static bool lap(struct cairn_nvme *t)
         busy = busy || now >= t->deadline_next;
         expire(t, now);
     }
+    nvme_probe_pump(t, now);
     if (now >= t->io_look_ns) {
         uint32_t lost = t->lost_out;
         nvme_io_expire(t, now);
@@ -221,6 +224,7 @@ static void give_up(struct cairn_nvme *t)
 {
     char why[256];
     snprintf(why, sizeof why, "%s: closed while the device still had work", t->path);
+    t->probe.never = true;
     nvme_turn_off(t, why);
     t->o.io_deadline_ns = 0;
     nvme_io_expire(t, UINT64_MAX);
@@ -576,6 +580,7 @@ static void tier_info(const struct cairn_tier *tier, struct cairn_tier_info *ret
     *ret = t->info;
     pthread_mutex_lock(&t->lock);
     ret->off = t->off;
+    ret->stays_off = !t->o.probe_ns || t->probe.never;
     pthread_mutex_unlock(&t->lock);
 }
 

@@ -4,6 +4,7 @@ dropped, nobody waits beyond the deadlines, what is read is right, and /healthz 
 import os
 import random
 import resource
+import select
 import signal
 import subprocess
 import time
@@ -12,12 +13,12 @@ import pytest
 
 import kv_client as kv
 from fleet import (MIB, REPORTS, SANITIZED, Fleet, anonymous, ends_well, eventually, fds, fetch,
-                   quiet, sound)
+                   quiet, sound, state)
 from kv_client import Kv, key_of
 from ledger import value_of
 from patience import STALL, usual
 from test_env import mount
-from wire import Wire
+from wire import Wire, request
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -132,6 +133,48 @@ def test_writes_that_fail(new_node):
     ends_well(node)
 
 
+def test_a_disk_that_works_again(new_node):
+    """Writes fail for a while. The tier goes off, is tried, comes back, and vouches for values
+    again; what was deleted stays away."""
+    node = new_node()
+    node.start(*options(node.place))
+    chunk, deleted, name = key_of("again"), key_of("deleted"), b"again"
+    before, since = value_of(b"before", 1, 200_000), value_of(b"since", 2, 200_000)
+    with Kv(path=node.socket, timeout=60) as c:
+        assert c.put(chunk, before) == c.put(deleted, before) == [kv.OK, 0]
+        assert c.call("SET", name, before) == "OK" and c.call("CAIRN.FLUSH", 4000) == kv.OK
+        resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE, (MIB, resource.RLIM_INFINITY))
+
+        def red():
+            put_all(node, 0, 0.2)
+            return fetch(node, "/healthz")[0] == 503
+
+        eventually(red, 60)
+        assert "tried again by itself" in fetch(node, "/healthz")[1]
+        c.call("CAIRN.DELETE", 1000, deleted)
+        assert c.fetch(deleted, len(before)) is None
+        assert fetch(node, "/healthz")[0] == 503
+        resource.prlimit(node.process.pid, resource.RLIMIT_FSIZE,
+                         (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        eventually(lambda: fetch(node, "/healthz")[0] == 200, 100)
+        assert "disk tier on again" in node.said()
+        now = state(node)["tiers"][1]
+        assert now["state"] == "ok" and now["turned_off"] >= 1 and now["probes"] >= 1
+        assert "cairn_tier_state{tier=\"disk\"} 0" in fetch(node, "/metrics")[1]
+        assert c.fetch(deleted, len(before)) is None, "it came back with the disk"
+        assert c.call("CAIRN.DELETE", 4000, deleted)[0] in (kv.OK, kv.MISS)
+        assert c.put(chunk, since, replace=True, timeout=4000) == [kv.OK, 0]
+        assert c.call("SET", name, since) == "OK"
+        # The first may report values that left unwritten.
+        assert any(c.call("CAIRN.FLUSH", 8000) == kv.OK for _ in range(3))
+    node.kill()
+    node.start(*options(node.place))
+    with Kv(path=node.socket, timeout=60) as c:
+        assert c.fetch(chunk, len(since)) == since and c.call("GET", name) == since
+        assert c.fetch(deleted, len(before)) is None
+    ends_well(node)
+
+
 def freeze(path):
     done = subprocess.run(["fsfreeze", "-f", path], capture_output=True, text=True)
     if done.returncode:
@@ -201,6 +244,33 @@ def no_more_connections(node):
     except OSError:
         return True
     return False
+
+
+@pytest.mark.parametrize("command",
+                         [(b"FLUSHDB",), (b"FLUSHALL", b"ASYNC"), (b"CAIRN.CLEAR", b"ALL")])
+def test_a_clear_that_waits_for_the_disk_holds_up_no_get(new_node, disk, command):
+    """With one worker: values that are only on disk are read beside it."""
+    given = options(disk, "--workers=1", "--io-timeout=20s")
+    node = new_node().start(*given)
+    key = key_of("beside")
+    value = value_of(b"beside", 1, 100_000)
+    with Kv(path=node.socket) as c:
+        assert c.put(key, value) == [kv.OK, 0] and c.call("SET", "beside", value) == "OK"
+    node.stop()
+    node.start(*given)
+    freeze(disk)
+    with Wire(path=node.socket, timeout=60) as clear, Kv(path=node.socket, timeout=60) as c:
+        clear.send(request(*command))
+        eventually(lambda: state(node)["workers"]["running"] == 1)
+        if command[0] == b"CAIRN.CLEAR":
+            assert c.call("GET", "beside") == value
+        else:
+            assert c.fetch(key, len(value)) == value
+        assert not select.select([clear.sock], [], [], 0)[0], "the get came after the clear"
+        thaw(disk)
+        clear.value()
+        assert c.call("EXISTS", "beside") + c.lookup([key])[0] == 1
+    ends_well(node)
 
 
 def test_ending_while_the_disk_hangs(new_node, disk):

@@ -55,8 +55,9 @@ bool report_health(struct node *n, char *why, size_t cap)
     if (atomic_load(&n->stopping) || f.closing)
         snprintf(why, cap, "the node is stopping: send nothing more to it");
     else if (f.disk_off)
-        snprintf(why, cap, "the disk tier is off (%s): see the log, repair the disk, and start the "
-                 "node again", f.disk_off_why[0] ? f.disk_off_why : "repeated errors");
+        snprintf(why, cap, "the disk tier is off (%s): see the log, repair the disk%s",
+                 f.disk_off_why[0] ? f.disk_off_why : "repeated errors",
+                 f.disk.stays_off ? ", and start the node again" : "; it is tried again by itself");
     else if (refused >= REFUSED_IN_A_ROW)
         snprintf(why, cap, "every put is refused, %" PRIu64 " since one was stored: "
                  "cairn_put_refused_total in /metrics names the cause", refused);

@@ -328,8 +328,13 @@ static void add_health(struct text *t, struct node *n, const struct cairn_vault_
           report_health(n, why, sizeof why));
     m = metric_begin(t, "cairn_tier_state", METRIC_GAUGE, "0 = in use, 2 = off");
     metric_count(&m, LABELS({"tier", "ram"}), f->closing ? 2 : 0);
-    if (f->has_disk)
-        metric_count(&m, LABELS({"tier", "disk"}), f->disk_off ? 2 : 0);
+    if (!f->has_disk)
+        return;
+    metric_count(&m, LABELS({"tier", "disk"}), f->disk_off ? 2 : 0);
+    counter(t, "cairn_disk_turned_off_total", "times that repeated errors turned the disk off",
+            get(&f->disk_stats->turned_off));
+    counter(t, "cairn_disk_probes_total", "times that a disk which was off was tried again",
+            get(&f->disk_stats->probes));
 }
 
 size_t report_metrics(struct node *n, char *out, size_t cap)

@@ -60,11 +60,11 @@ static void add_tiers(struct text *t, const struct cairn_vault_figures *f)
         text_add(t, ",\"capacity_bytes\":%" PRIu64 ",\"free_bytes\":%" PRIu64
                     ",\"segments\":%u,\"segment_bytes\":%" PRIu64 ",\"engine\":\"%s\","
                     "\"direct\":%s,\"depth\":%u,\"io_errors\":%" PRIu64 ",\"lost_ios\":%" PRIu64
-                    ",\"writes_failed\":%u}",
+                    ",\"writes_failed\":%u,\"turned_off\":%" PRIu64 ",\"probes\":%" PRIu64 "}",
                  f->disk.capacity_bytes, get(&f->disk_stats->segments_free) * f->disk.segment_bytes,
                  f->disk.segments, f->disk.segment_bytes, f->disk.engine, yes_no(f->disk.direct),
                  f->disk.depth, get(&f->disk_stats->io_errors), get(&f->disk_stats->lost_ios),
-                 f->writes_failed);
+                 f->writes_failed, get(&f->disk_stats->turned_off), get(&f->disk_stats->probes));
     }
     text_add(t, "],\"index\":{\"entries\":%u,\"capacity\":%u,\"bytes\":%" PRIu64
                 "},\"identities\":%u,", f->entries, f->entries_max, f->index_bytes, f->identities);
