@@ -48,12 +48,6 @@ bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e)
     return slot_image(v, &v->slots[e->slot])->body.expires_ns <= cairn_wall_ns();
 }
 
-/* Strings are named by hashes that their node makes; a chunk's key is whatever its client says. */
-bool entry_taken(const struct cairn_vault *v, uint32_t id, uint16_t space)
-{
-    return space == 0 && id != CAIRN_ENTRY_NONE && !entry_of(v, id, 0);
-}
-
 bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
 {
     if ((flags & CAIRN_PUT_REPLACE) || id == CAIRN_ENTRY_NONE)
@@ -123,10 +117,6 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
     struct cairn_key key;
     memcpy(key.bytes, slot_image(v, s)->body.key, sizeof key.bytes);
     uint32_t id = cairn_index_find(v->index, &key);
-    if (entry_taken(v, id, slot_image(v, s)->body.space)) {
-        *ret_cause = CAIRN_CAUSE_BAD_KEY;
-        return CAIRN_INVAL;
-    }
     bool keeps = entry_keeps(v, id, flags);
     uint64_t covered = 0;
     while (!keeps && buries(v, &key, id, flags, covered)) {

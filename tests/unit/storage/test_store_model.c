@@ -340,6 +340,20 @@ static void deleted(struct model *m, uint64_t id, cairn_status s, bool sure)
                  (unsigned long long)id);
 }
 
+/* A key may be in one space or in the other: deletes it from both. */
+static void delete_both(struct model *m, const struct cairn_key *keys, size_t count,
+                        cairn_status *results)
+{
+    cairn_status others[BATCH];
+    cairn_vault_delete(m->r.vault, keys, count, deadline(), results);
+    cairn_vault_space_delete(m->r.vault, 1, keys, count, deadline(), others);
+    for (size_t i = 0; i < count; i++) {
+        bool failed = results[i] != CAIRN_OK && results[i] != CAIRN_MISS;
+        if (!failed && others[i] != CAIRN_MISS)
+            results[i] = others[i];
+    }
+}
+
 /* Several at once, now and then one of them twice. */
 static void op_delete(struct model *m, uint64_t first)
 {
@@ -355,7 +369,7 @@ static void op_delete(struct model *m, uint64_t first)
         keys[i] = key_of(ids[i]);
         sure[i] = must_be_held(m, &m->keys[ids[i]]) && !(i && ids[i] == ids[i - 1]);
     }
-    cairn_vault_delete(m->r.vault, keys, count, deadline(), results);
+    delete_both(m, keys, count, results);
     for (size_t i = 0; i < count; i++)
         deleted(m, ids[i], results[i], sure[i]);
 }
@@ -365,6 +379,8 @@ static void op_delete_now(struct model *m, uint64_t id)
     struct cairn_key key = key_of(id);
     cairn_status s = cairn_vault_delete_now(m->r.vault, &key);
 
+    if (s == CAIRN_MISS)
+        s = cairn_vault_space_delete_now(m->r.vault, 1, &key);
     if (s != CAIRN_INPROGRESS)
         deleted(m, id, s, must_be_held(m, &m->keys[id]));
     else if (!m->r.o.disk_bytes)
@@ -410,8 +426,11 @@ static void op_lookup(struct model *m, uint64_t first)
 
     for (size_t i = 0; i < count; i++)
         keys[i] = key_of((first + i) % KEYS);
-    for (; sure < count && must_be_held(m, &m->keys[(first + sure) % KEYS]); sure++)
-        ;
+    for (; sure < count; sure++) {
+        const struct state *k = &m->keys[(first + sure) % KEYS];
+        if (!must_be_held(m, k) || k->space != 0)
+            break;
+    }
     held = cairn_vault_lookup(m->r.vault, keys, count);
     if (held > count || (held < sure && !m->dying))
         FAIL(m, "lookup of %zu keys says %zu, at least %zu are held", count, held, sure);
@@ -433,7 +452,7 @@ static void op_value_len(struct model *m, uint64_t id)
     if (len && !k->ghost && len != (k->gen ? k->len : 0))
         FAIL_KEY(m, id, "key %llu is said to have %llu bytes", (unsigned long long)id,
              (unsigned long long)len);
-    if (!len && must_be_held(m, k) && !m->dying)
+    if (!len && must_be_held(m, k) && k->space == 0 && !m->dying)
         FAIL_KEY(m, id, "durable key %llu has no length", (unsigned long long)id);
 }
 

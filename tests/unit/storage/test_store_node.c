@@ -327,7 +327,8 @@ Test(store_node, what_the_index_forgot_stays_dead, .timeout = 300)
         if (id % 2)
             set(&b, id, 2);
         else
-            cr_assert_geq(cairn_vault_delete(b.v, &key, 1, deadline(), NULL), CAIRN_MISS);
+            cr_assert_geq(cairn_vault_space_delete(b.v, 1, &key, 1, deadline(), NULL),
+                          CAIRN_MISS);
     }
     /* As after a crash: what was put since is not written yet. */
     snprintf(copy, sizeof copy, "%s.copy", b.path);

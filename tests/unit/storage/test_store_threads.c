@@ -277,14 +277,17 @@ static void op_delete(struct worker *w)
     struct cairn_key key = key_of(id);
     cairn_status s = CAIRN_OK;
 
-    if (rng_one_in(&w->rng, 2))
-        s = cairn_vault_delete_now(w->shared->r.vault, &key);
-    else
-        s = CAIRN_INPROGRESS;
-    if (s == CAIRN_INPROGRESS)
-        cairn_vault_delete(w->shared->r.vault, &key, 1, deadline(), &s);
-    if (s != CAIRN_OK && s != CAIRN_MISS)
-        rig_fail(&w->shared->r, "delete of key %llu: status %d", (unsigned long long)id, s);
+    /* It may be in one space or in the other. */
+    for (uint16_t space = 0; space < 2; space++) {
+        if (rng_one_in(&w->rng, 2))
+            s = cairn_vault_space_delete_now(w->shared->r.vault, space, &key);
+        else
+            s = CAIRN_INPROGRESS;
+        if (s == CAIRN_INPROGRESS)
+            cairn_vault_space_delete(w->shared->r.vault, space, &key, 1, deadline(), &s);
+        if (s != CAIRN_OK && s != CAIRN_MISS)
+            rig_fail(&w->shared->r, "delete of key %llu: status %d", (unsigned long long)id, s);
+    }
     event_end(&w->shared->keys[id], gen, DELETED);
 }
 
