@@ -275,7 +275,7 @@ def test_a_real_engine_loses_nothing(new_node, processes, place, words):
     lost node cost a recomputation."""
     node = stored_node(new_node())
     ports = [node.free_port(), node.free_port()]
-    config = adapter_json(f"unix:{node.socket}", timeout=3)
+    config = adapter_json(f"unix:{node.socket}", timeout=20)
 
     def server():
         processes.append(lmcache_engine.Server(config, *ports, place / "server.log"))
