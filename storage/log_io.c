@@ -127,8 +127,11 @@ static bool io_settle(struct cairn_nvme *t, struct nvme_io *x)
         io_submit(t, x);
         return false;
     } else {
-        /* A read of nothing: the file ends before it, which no intact log does. */
+        /* A read of nothing: the file ends before it, which no intact log does, also if later
+         * writes make it as long as it was. */
         x->res = res < 0 ? res : -EIO;
+        if (res == 0 && io->kind == CAIRN_IO_READ)
+            t->probe.never = true;
         if (x->tries++ == 0) {
             nvme_count(&t->stats.io_errors, 1);
             nvme_count(&t->stats.retries, 1);

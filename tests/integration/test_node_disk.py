@@ -314,5 +314,5 @@ def test_the_log_goes_away(new_node, how):
     with Kv(path=node.socket) as c:
         assert c.call("CAIRN.FLUSH", 2000) != kv.OK
     status, why = fetch(node, "/healthz")
-    assert status == 503 and "disk" in why, (status, why)
+    assert status == 503 and "disk" in why, (status, why, node.said())
     ends_well(node)

@@ -2,6 +2,7 @@
  * and nothing that was not durable is taken for it. */
 #include <criterion/criterion.h>
 #include <stdatomic.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -321,6 +322,34 @@ Test(store_back, goes_again_at_once_if_it_still_fails)
     box_reopen(&b);
     for (uint64_t round = 1; round <= 4; round++)
         cr_assert_eq(shown(&b, 500 + round), round);
+    box_fini(&b);
+}
+
+/* What was behind the end is zeros now, tombstones among it, whatever the length says. */
+Test(store_back, never_after_its_file_was_cut_off)
+{
+    struct box b;
+    struct cairn_vault_figures f;
+    struct stat whole;
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    cairn_vault_close(b.v);
+    unlink(b.path);
+    b.o.engine = "pool";
+    b.o.ioq = NULL;
+    b.o.ioq_arg = NULL;
+    box_open(&b);
+    put_all(&b, 0, 1);
+    cr_assert_eq(flush(&b), CAIRN_OK);
+    cairn_vault_drop_ram(b.v);
+    cr_assert_eq(stat(b.path, &whole), 0);
+    cr_assert_eq(truncate(b.path, 1 << 20), 0);
+    for (uint64_t id = 0; !is_off(&b); id = (id + 1) % KEYS)
+        cr_assert_eq(shown(&b, id), 0);
+    cr_assert_eq(truncate(b.path, whole.st_size), 0);
+    for (int i = 0; i < 100; i++)
+        nap();
+    cairn_vault_figures(b.v, &f);
+    cr_assert(f.disk_off && f.disk.stays_off);
     box_fini(&b);
 }
 
