@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/copy.h"
+#include "base/log.h"
 #include "base/mem.h"
 #include "chunking/why.h"
 #include "transport/sock.h"
@@ -33,6 +34,7 @@ static void locks_init(struct remote *r)
     pthread_mutex_init(&r->lock, NULL);
     pthread_mutex_init(&r->lease_lock, NULL);
     pthread_mutex_init(&r->identity_lock, NULL);
+    pthread_mutex_init(&r->life_lock, NULL);
     pthread_mutex_init(&r->arenas.lock, NULL);
     cairn_breaker_open(&r->breaker, &breaker_limits, cairn_now_ns() ^ (uintptr_t)r);
 }
@@ -43,6 +45,7 @@ static void remote_close(struct cairn_backend *b)
     remote_pool_close(r);
     pthread_mutex_destroy(&r->arenas.lock);
     pthread_mutex_destroy(&r->identity_lock);
+    pthread_mutex_destroy(&r->life_lock);
     pthread_mutex_destroy(&r->lease_lock);
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->changed);
@@ -262,26 +265,69 @@ static cairn_status remote_side(struct cairn_backend *b, const struct cairn_key 
     return st == CAIRN_NOTFOUND ? CAIRN_MISS : st ? remote_status(st) : call.status;
 }
 
+/* --- flush --- */
+
+static void life_add(struct remote_life *to, const struct remote_life *more)
+{
+    if (!more->run_id[0])
+        return;
+    to->several |= more->several || (to->run_id[0] && strcmp(to->run_id, more->run_id) != 0);
+    memcpy(to->run_id, more->run_id, sizeof to->run_id);
+}
+
+void remote_accepted(struct remote *r, const struct remote_conn *c)
+{
+    struct remote_life life = {.several = false};
+    memcpy(life.run_id, c->hello.run_id, sizeof life.run_id);
+    pthread_mutex_lock(&r->life_lock);
+    life_add(&r->unflushed, &life);
+    pthread_mutex_unlock(&r->life_lock);
+}
+
+struct flush_call {
+    struct remote_life life;
+    int64_t result;
+};
+
 /* The node answers from time to time, so that its silence means something. */
 static cairn_status flush_over(struct remote *r, struct remote_conn *c, void *arg)
 {
-    int64_t *result = arg;
+    struct flush_call *call = arg;
     (void)r;
     do {
         uint64_t ticket = conn_command(c, "CAIRN.FLUSH", 1);
         conn_number(c, conn_wire_timeout(c));
-        cairn_status st = ask_int(c, ticket, result);
+        cairn_status st = ask_int(c, ticket, &call->result);
         if (st)
             return st;
-    } while (*result == CAIRN_TIMEOUT && cairn_now_ns() < c->deadline_ns);
+    } while (call->result == CAIRN_TIMEOUT && cairn_now_ns() < c->deadline_ns);
+    struct remote_life *life = &call->life;
+    life->several |= life->run_id[0] && strcmp(life->run_id, c->hello.run_id) != 0;
     return CAIRN_OK;
 }
 
+/* What was put to a node that has ended since may not have reached its disk. */
 static cairn_status remote_flush(struct cairn_backend *b, uint64_t deadline_ns)
 {
-    int64_t result = CAIRN_IO;
-    cairn_status st = remote_run(remote_of(b), flush_over, &result, deadline_ns);
-    return st ? remote_status(st) : status_of(result);
+    struct remote *r = remote_of(b);
+    struct flush_call call = {.result = CAIRN_IO};
+    pthread_mutex_lock(&r->life_lock);
+    call.life = r->unflushed;
+    r->unflushed = (struct remote_life){.several = false};
+    pthread_mutex_unlock(&r->life_lock);
+    cairn_status st = remote_run(r, flush_over, &call, deadline_ns);
+    st = st ? remote_status(st) : status_of(call.result);
+    if (st) {
+        pthread_mutex_lock(&r->life_lock);
+        life_add(&r->unflushed, &call.life);
+        pthread_mutex_unlock(&r->life_lock);
+        return st;
+    }
+    if (!call.life.several)
+        return CAIRN_OK;
+    cairn_log(CAIRN_LOG_WARN, "%s: the node was started again after values were put: it may not "
+              "have written them before", r->o.address);
+    return CAIRN_IO;
 }
 
 /* --- identities --- */

@@ -10,6 +10,12 @@
 #include "connector/remote_conn.h"
 #include "transport/retry.h"
 
+/* Whose word a flush needs: puts that the node accepted die with it. */
+struct remote_life {
+    char run_id[41]; /* "": nobody's */
+    bool several;
+};
+
 #define REMOTE_LEAVING_MAX 128u
 
 /* What this client saw, beside what the node counts. */
@@ -43,6 +49,9 @@ struct remote {
     pthread_mutex_t lease_lock;           /* taken before `lock` */
     struct remote_lease *leases;
 
+    pthread_mutex_t life_lock;
+    struct remote_life unflushed;         /* of the node that accepted puts since the last flush  */
+
     pthread_mutex_t identity_lock;
     uint8_t *identity;                    /* canonical bytes of the last one noted, or NULL       */
     size_t identity_len;
@@ -58,6 +67,8 @@ typedef cairn_status (*remote_fn)(struct remote *r, struct remote_conn *c, void 
  * be; CAIRN_TIMEOUT: it did not answer, or no connection was free in time; CAIRN_IO,
  * CAIRN_CORRUPT: it ended in the middle. */
 cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns);
+/* Notes that the node behind the connection accepted a put. */
+void remote_accepted(struct remote *r, const struct remote_conn *c);
 /* Counts puts or deletes that went out whole and were not answered. */
 void remote_unknown(struct remote *r, uint64_t keys);
 /* A deadline for calls that are given none. */

@@ -29,6 +29,7 @@ struct put_run {
     struct flight flights[FLIGHTS];
     uint32_t first, count;
     uint64_t head; /* of the window: where the next value goes */
+    bool accepted;
 };
 
 static bool open_still(const struct cairn_put *p)
@@ -56,6 +57,7 @@ static cairn_status answer_read(struct put_run *run)
         if (st)
             return st;
         run->puts[f->index].status = status <= 0 ? (cairn_status)status : CAIRN_IO;
+        run->accepted |= status == CAIRN_OK || status == CAIRN_EXISTS;
         run->puts[f->index].cause = cause > 0 && cause < CAIRN_CAUSE_COUNT ? (int32_t)cause : 0;
     }
     run->first++;
@@ -180,6 +182,8 @@ static cairn_status put_over(struct remote *r, struct remote_conn *c, void *arg)
     while (run.count && !st)
         st = answer_read(&run);
     leave_unknown(r, &run, st);
+    if (run.accepted)
+        remote_accepted(r, c);
     return st;
 }
 

@@ -150,3 +150,31 @@ def test_a_node_that_was_restarted_costs_no_put_and_no_delete(store, relay, node
     assert store.put([key], [values(key)[1]]) == [True]
     assert store.delete([key]) == [True]
     assert store.stats()["client"]["unknown"] == 0
+
+
+def test_a_flush_is_no_word_of_a_node_that_has_ended(new_node):
+    node = new_node()
+    options = ["--ram=64MiB", "--disk=512MiB", f"--disk-path={node.place}"]
+    key, value = key_of("flush"), value_of(key_of("flush"), LENGTH, 0)
+
+    def another_life():
+        node.kill()
+        node.start(*options)
+
+    node.start(*options)
+    with cairn.open(f"tcp://127.0.0.1:{node.port}") as store:
+        assert store.put([key], [value]) == [True]
+        store.flush()
+        another_life()
+        assert store.get([key], [bytearray(LENGTH)]) == [True]
+        store.flush()  # all that was put was flushed before
+        assert store.put([key_of("more")], [value]) == [True]
+        another_life()
+        with pytest.raises(cairn.IoError):
+            store.flush()
+        store.flush()  # it was said once
+        assert store.put([key_of("first life")], [value]) == [True]
+        another_life()
+        assert store.put([key_of("second life")], [value]) == [True]
+        with pytest.raises(cairn.IoError):
+            store.flush()
