@@ -30,7 +30,7 @@ static void probe_failed(struct cairn_nvme *t, const char *what)
     t->probe.back_ns = now; /* the next pause is twice as long */
     nvme_probe_plan(t, now);
     cairn_log(CAIRN_LOG_INFO, "%s: still off, %s; tried again in %" PRIu64 " ms", t->path, what,
-              t->probe.pause_ns / CAIRN_NS_PER_MS);
+              (uint64_t)(t->probe.pause_ns / CAIRN_NS_PER_MS));
 }
 
 /* Nothing waits for an io that the device has not answered, so nothing written before can land
