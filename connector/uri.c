@@ -50,7 +50,7 @@ const struct cairn_opt cairn_uri_options[] = {
      .max = 3600 * CAIRN_NS_PER_S, .offset = AT(io_deadline),
      .help = "a device that takes longer has lost the request"},
     {.name = "errors_max", .type = CAIRN_OPT_COUNT, .def = "16", .min = 1, .max = 1u << 20,
-     .offset = AT(errors_max), .help = "failed disk requests in a row that turn the disk off"},
+     .offset = AT(errors_max), .help = "disk reads or writes in a row that fail and turn it off"},
     {.name = "probe", .type = CAIRN_OPT_DURATION, .def = "1s", .max = 3600 * CAIRN_NS_PER_S,
      .offset = AT(probe),
      .help = "first pause before a disk that was turned off is tried again, 0 = never"},

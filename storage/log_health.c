@@ -137,9 +137,7 @@ void nvme_probe_pump(struct cairn_nvme *t, uint64_t now)
 
 /* --- coming back --- */
 
-/* A sync that failed may have lost what it was for, and later ones do not say so: of what was not
- * synced by then nothing counts as being on disk. */
-static void distrust(struct cairn_nvme *t, struct nvme_footer *f)
+void nvme_distrust(struct cairn_nvme *t, struct nvme_footer *f)
 {
     const struct nvme_seg *s = &t->segs[f->seg];
     for (uint32_t i = 0; i < s->count; i++) {
@@ -158,7 +156,7 @@ void nvme_come_back(struct cairn_nvme *t)
 {
     for (uint32_t i = 0; i < NVME_FOOTERS; i++)
         if (nvme_footer_live(&t->footers[i]))
-            distrust(t, &t->footers[i]);
+            nvme_distrust(t, &t->footers[i]);
     struct nvme_waiter *w = t->waiters;
     t->waiters = NULL;
     while (w) {
@@ -167,8 +165,7 @@ void nvme_come_back(struct cairn_nvme *t)
         w = next;
     }
     t->failed = false;
-    for (uint32_t i = 0; i < 3; i++)
-        t->streak[i] = t->o.errors_max - 1;
+    nvme_io_last_chance(t);
     t->probe.flying = false;
     t->probe.back_ns = cairn_now_ns();
     pthread_mutex_lock(&t->lock);

@@ -88,7 +88,28 @@ void nvme_io_start(struct cairn_nvme *t, struct nvme_io *x, enum cairn_io_kind k
     io_submit(t, x);
 }
 
-static const char *const kind_names[] = {"reads", "writes", "syncs"};
+/* Failures in a row that turn the tier off. One sync is enough: what it was for may be lost, and
+ * the next one succeeds all the same. */
+static uint32_t errors_max(const struct cairn_nvme *t, enum cairn_io_kind kind)
+{
+    return kind == CAIRN_IO_SYNC ? 1 : t->o.errors_max;
+}
+
+void nvme_io_last_chance(struct cairn_nvme *t)
+{
+    for (uint32_t kind = 0; kind < 3; kind++)
+        t->streak[kind] = errors_max(t, kind) - 1;
+}
+
+static void explain(const struct cairn_nvme *t, const struct nvme_io *x, char *why, size_t cap)
+{
+    if (x->io.kind == CAIRN_IO_SYNC)
+        snprintf(why, cap, "%s: a sync failed with: %s", t->path, strerror(-x->res));
+    else
+        snprintf(why, cap, "%s: %u %s in a row failed, the last one with: %s", t->path,
+                 t->streak[x->io.kind], x->io.kind == CAIRN_IO_READ ? "reads" : "writes",
+                 strerror(-x->res));
+}
 
 static void note_result(struct cairn_nvme *t, const struct nvme_io *x)
 {
@@ -99,10 +120,9 @@ static void note_result(struct cairn_nvme *t, const struct nvme_io *x)
     }
     if (x->io.kind == CAIRN_IO_WRITE && !t->probe.flying)
         t->probe.failed_off = x->io.off;
-    if (++*streak >= t->o.errors_max || t->lost_out >= NVME_IOS_LOST) {
+    if (++*streak >= errors_max(t, x->io.kind) || t->lost_out >= NVME_IOS_LOST) {
         char why[256];
-        snprintf(why, sizeof why, "%s: %u %s in a row failed, the last one with: %s", t->path,
-                 *streak, kind_names[x->io.kind], strerror(-x->res));
+        explain(t, x, why, sizeof why);
         nvme_turn_off(t, why);
     }
 }

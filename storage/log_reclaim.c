@@ -12,6 +12,10 @@
 #define PREWRITE_QUIET_NS (5 * CAIRN_NS_PER_MS)
 #define TELL_AT_ONCE 1024u
 
+/* In pad0 of the summaries. A carried one has its new block in the place of its length, which
+ * nobody asks for any more. */
+enum { CARRY_NOT, CARRY_CHOSEN, CARRY_DONE };
+
 bool nvme_carrying(const struct cairn_nvme *t, const struct cairn_tier_op *op)
 {
     return op == &t->reclaim.op;
@@ -150,31 +154,47 @@ static void choose(struct cairn_nvme *t)
     for (uint32_t i = r->count; i-- > 0;) {
         struct cairn_summary_disk *s = &r->sums[i];
         uint64_t len = (uint64_t)s->blocks * CAIRN_BLOCK;
-        s->pad0 = s->kind == CAIRN_RECORD_VALUE && len <= budget && s->blocks <= r->image_blocks &&
-                  !r->image_busy && t->host.wanted(t->host.arg, s);
-        if (s->pad0)
+        bool carry = s->kind == CAIRN_RECORD_VALUE && len <= budget &&
+                     s->blocks <= r->image_blocks && !r->image_busy &&
+                     t->host.wanted(t->host.arg, s);
+        s->pad0 = carry ? CARRY_CHOSEN : CARRY_NOT;
+        if (carry)
             budget -= len;
     }
     r->step = RECLAIM_PICK;
 }
 
+/* Until then the copies in the old segment are the ones that count. */
 static void carried_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
 {
+    struct nvme_reclaim *r = &t->reclaim;
     (void)w;
-    (void)ok;
-    t->reclaim.step = RECLAIM_PINS;
+    for (uint32_t i = 0; i < r->count; i++) {
+        const struct cairn_summary_disk *s = &r->sums[i];
+        if (s->pad0 == CARRY_DONE && ok)
+            t->host.moved(t->host.arg, s, s->value_len);
+        else if (s->pad0 == CARRY_DONE)
+            t->host.strayed(t->host.arg, s);
+    }
+    r->step = ok ? RECLAIM_PINS : RECLAIM_IDLE;
+    if (ok)
+        return;
+    /* Its turn comes again when the tier is back. */
+    nvme_seg_set(t, r->seg, SEG_SEALED);
+    r->seg = NVME_SEG_NONE;
 }
 
 static void carry_stored(struct cairn_tier_op *op)
 {
     struct cairn_nvme *t = op->owner;
     struct nvme_reclaim *r = &t->reclaim;
-    const struct cairn_summary_disk *s = &r->sums[r->at];
+    struct cairn_summary_disk *s = &r->sums[r->at];
     r->image_busy = op->image_lost;
     if (op->status == CAIRN_OK) {
         r->carried = true;
+        s->pad0 = CARRY_DONE;
+        s->value_len = op->block;
         nvme_count(&t->stats.reinserted_bytes, (uint64_t)s->blocks * CAIRN_BLOCK);
-        t->host.moved(t->host.arg, s, op->block);
     } else if (op->status != CAIRN_CANCELED) {
         t->host.strayed(t->host.arg, s);
     }
@@ -203,7 +223,8 @@ static void pick(struct cairn_nvme *t)
     struct nvme_reclaim *r = &t->reclaim;
     /* With no segment left in reserve nothing is carried: room comes first. */
     bool room = t->seg_ready != NVME_SEG_NONE || t->free_count > 0;
-    while (r->at < r->count && !(r->sums[r->at].pad0 && room && !r->image_busy && !t->off))
+    room = room && !r->image_busy && !t->off;
+    while (r->at < r->count && !(r->sums[r->at].pad0 == CARRY_CHOSEN && room))
         r->at++;
     if (r->at == r->count) {
         r->step = r->carried ? RECLAIM_BUSY : RECLAIM_PINS;

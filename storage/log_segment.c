@@ -197,6 +197,8 @@ static void records_synced(struct cairn_nvme *t, struct nvme_waiter *w, bool ok)
     uint32_t block;
     f->failed = !ok;
     if (!ok) {
+        /* Nobody looks at it again once its footer is given up. */
+        nvme_distrust(t, f);
         seal_end(t, f);
         return;
     }

@@ -298,6 +298,8 @@ uint32_t nvme_io_poll(struct cairn_nvme *t, struct nvme_io **out, uint32_t cap);
 void nvme_io_finish(struct cairn_nvme *t, struct nvme_io *x);
 /* Declares lost what is too old. Returns when to look again. */
 uint64_t nvme_io_expire(struct cairn_nvme *t, uint64_t now);
+/* The next failure of any kind turns the tier off. */
+void nvme_io_last_chance(struct cairn_nvme *t);
 /* Runs the queue until *flying is 0: only while the loop does not run (open, close). */
 void nvme_io_drain(struct cairn_nvme *t, const uint32_t *flying);
 /* One io, waited for; only while the loop does not run. */
@@ -308,6 +310,9 @@ int nvme_io_now(struct cairn_nvme *t, enum cairn_io_kind kind, uint64_t off, voi
 /* Says when the device is tried next. */
 void nvme_probe_plan(struct cairn_nvme *t, uint64_t now);
 void nvme_probe_pump(struct cairn_nvme *t, uint64_t now);
+/* A sync that failed may have lost what it was for, and later ones do not say so: of what was not
+ * synced by then nothing in the segment of f counts as being on disk. */
+void nvme_distrust(struct cairn_nvme *t, struct nvme_footer *f);
 /* The device has nothing of ours and works: the tier is on again. */
 void nvme_come_back(struct cairn_nvme *t);
 

@@ -28,6 +28,7 @@ void host_doubted(void *arg, const struct cairn_summary_disk *r)
     pthread_mutex_lock(&v->lock);
     /* A restart may find it. */
     forgotten_note(v, r->key);
+    v->was_off = true;
     uint32_t id = cairn_index_find16(v->index, r->key);
     struct cairn_entry *e = id == CAIRN_ENTRY_NONE ? NULL : cairn_index_entry(v->index, id);
     if (e && e->block == r->block) {

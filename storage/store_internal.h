@@ -109,6 +109,7 @@ struct cairn_vault {
     uint32_t ops_writing;
     bool tier_off, closing, recovering, recover_overflow;
     bool was_off;                /* and no flush has looked at all values since            */
+    uint64_t turn_offs;
     bool rewriting;              /* from slot rewrite_at on: what it missed is written     */
     uint32_t rewrite_at;
     char off_why[160];

@@ -409,6 +409,7 @@ static void host_turned_off(void *arg, const char *why)
     struct cairn_vault *v = arg;
     pthread_mutex_lock(&v->lock);
     v->tier_off = true;
+    v->turn_offs++;
     snprintf(v->off_why, sizeof v->off_why, "%s", why);
     /* What was to be written stays in RAM as long as there is room. */
     while (v->dirty.head != CAIRN_SLOT_NONE) {
@@ -531,11 +532,12 @@ cairn_status vault_flush(struct cairn_vault *v, bool all, uint64_t deadline_ns)
 {
     pthread_mutex_lock(&v->lock);
     cairn_status st = v->tier_off ? CAIRN_IO : CAIRN_OK;
+    uint64_t turn_offs = v->turn_offs;
     bool look = v->failed_slots || v->was_off || v->some_on_evict ||
                 v->o.write != CAIRN_WRITE_THROUGH;
     if (!st && look)
         st = queue_unwritten(v, all, deadline_ns);
-    if (!st && all)
+    if (!st && all && v->turn_offs == turn_offs)
         v->was_off = false;
     uint64_t upto = v->ticket;
     while (!st && oldest_ticket(v) <= upto) {
@@ -547,6 +549,9 @@ cairn_status vault_flush(struct cairn_vault *v, bool all, uint64_t deadline_ns)
     if (!st)
         st = op_run(v, (struct cairn_tier_op){.kind = CAIRN_TIER_SYNC, .deadline_ns = deadline_ns});
     uint64_t lost = atomic_load_explicit(&v->c.lost_writes, memory_order_relaxed);
+    /* It may be back: what was written before it went is in doubt, and was not looked at again. */
+    if (!st && v->turn_offs != turn_offs)
+        st = CAIRN_IO;
     if (!st && (v->failed_slots || lost != v->lost_writes_flushed))
         st = CAIRN_IO;
     v->lost_writes_flushed = lost;

@@ -94,7 +94,8 @@ struct cairn_tier_host {
      * carrying over (hit since written, or head of a living chain)? Called just before the record
      * is appended again, and again when it is placed. */
     bool (*wanted)(void *arg, const struct cairn_summary_disk *s);
-    /* The record now lives at new_block (compare and set on old block). */
+    /* The record now lives, durably, at new_block (compare and set on old block); of s only key and
+     * block count. */
     void (*moved)(void *arg, const struct cairn_summary_disk *s, uint32_t new_block);
     /* These records are about to be gone: forget those that the index still places there. */
     void (*reclaim)(void *arg, const struct cairn_summary_disk *s, uint32_t count);
@@ -106,9 +107,10 @@ struct cairn_tier_host {
     void (*image_back)(void *arg, struct cairn_record_disk *image, uint32_t blocks);
     /* The tier turned itself off after repeated errors. All queued ops fail with TIER_OFF. */
     void (*turned_off)(void *arg, const char *why);
-    /* It is on again: ops are taken. Before that of each value that was written and never synced:
-     * whether it is on disk nobody knows. Both only with probe_ns. */
+    /* It is on again: ops are taken. Only with probe_ns. */
     void (*turned_on)(void *arg);
+    /* A value that was written and never synced: after a sync that failed nobody knows whether it
+     * is on disk. The tier is off then, and tells it before it is on again. */
     void (*doubted)(void *arg, const struct cairn_summary_disk *s);
 };
 
@@ -122,7 +124,7 @@ struct cairn_tier_opts {
     /* Small ios of the tier itself (heads, footers, tombstones, zeroing) use its own memory. */
     uint64_t lock_wait_ns;          /* how long open waits for another process's lock       */
     uint64_t io_deadline_ns;        /* an io older than this is lost                        */
-    uint32_t errors_max;            /* consecutive failed ios before the tier turns off     */
+    uint32_t errors_max;            /* failed reads or writes in a row that turn it off     */
     uint64_t probe_ns;              /* pause before it is first tried again, 0 = never      */
     uint32_t reinsert_percent;      /* of a segment's bytes, at most                        */
     uint32_t queue_max;             /* ops waiting, STOREs and LOADs each                   */

@@ -140,6 +140,18 @@ static void on_strayed(void *arg, const struct cairn_summary_disk *s)
     (void)s;
 }
 
+static void on_doubted(void *arg, const struct cairn_summary_disk *s)
+{
+    struct log_host *h = arg;
+    pthread_mutex_lock(&h->lock);
+    struct host_entry *e = entry_of(h, s->key, NULL);
+    if (e && e->block == s->block) {
+        e->block = 0;
+        e->doubted = true;
+    }
+    pthread_mutex_unlock(&h->lock);
+}
+
 static void on_image_back(void *arg, struct cairn_record_disk *image, uint32_t blocks)
 {
     struct log_host *h = arg;
@@ -157,6 +169,12 @@ static void on_turned_off(void *arg, const char *why)
     pthread_mutex_lock(&h->lock);
     snprintf(h->off, sizeof h->off, "%s", why);
     pthread_mutex_unlock(&h->lock);
+}
+
+static void on_turned_on(void *arg)
+{
+    struct log_host *h = arg;
+    atomic_fetch_add(&h->turned_on, 1);
 }
 
 static void on_done(struct cairn_tier_op *op)
@@ -216,6 +234,8 @@ void host_init(struct log_host *h, const char *path, uint64_t disk, const char *
         .strayed = on_strayed,
         .image_back = on_image_back,
         .turned_off = on_turned_off,
+        .turned_on = on_turned_on,
+        .doubted = on_doubted,
     };
 }
 

@@ -19,6 +19,7 @@ struct host_entry {
     uint32_t len;
     uint16_t space;
     bool tomb;
+    bool doubted;     /* it is not known to be on disk any more */
 };
 
 struct log_host {
@@ -36,7 +37,7 @@ struct log_host {
     uint64_t version;          /* last one given out               */
     uint32_t wanted_every;     /* reclaim keeps keys id % n == 0   */
     uint64_t recovered, recovered_tombs, moved, reclaimed;
-    _Atomic uint64_t images_back;
+    _Atomic uint64_t images_back, turned_on;
     uint64_t held;             /* slots that the device never gave back, bit set */
     uint64_t side_len;         /* of every value put               */
     uint16_t space;            /* the same                         */

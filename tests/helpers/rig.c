@@ -114,6 +114,8 @@ static void plan_faults(struct rig *r)
     /* Long enough for a busy machine, or open finds a device that fails. */
     r->o.io_deadline_ns = 2 * RIG_SECOND;
     r->o.errors_max = 1000;
+    /* A sync that fails turns the tier off. */
+    r->o.probe_ns = RIG_SECOND / 1000;
 }
 
 void rig_init(struct rig *r, int argc, char **argv)

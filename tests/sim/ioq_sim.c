@@ -59,6 +59,7 @@ struct cairn_sim {
     uint64_t applied; /* last version's number */
     uint64_t ops;
     uint64_t die_after;
+    uint64_t lose_after; /* syncs, 0 = never */
     bool dead;
     struct cairn_sim_stats stats;
 };
@@ -240,6 +241,16 @@ static void settle(struct cairn_sim *s, uint64_t covers)
     s->dirty_count = kept;
 }
 
+static void lose_cache(struct cairn_sim *s)
+{
+    for (size_t i = 0; i < s->dirty_count; i++) {
+        struct cell *c = cell_find(s, s->dirty[i]);
+        versions_free(c->newest);
+        c->newest = NULL;
+    }
+    s->dirty_count = 0;
+}
+
 static int32_t do_read(struct cairn_sim *s, const struct cairn_io *io)
 {
     uint64_t len = io->len;
@@ -276,7 +287,10 @@ static void complete(struct cairn_sim *s, struct pending *p)
     bool direct = io->off % BLOCK == 0 && io->len % BLOCK == 0 && (uintptr_t)io->buf % BLOCK == 0;
     if (s->dead)
         io->res = -EIO;
-    else if (io->kind == CAIRN_IO_SYNC) {
+    else if (io->kind == CAIRN_IO_SYNC && s->lose_after && --s->lose_after == 0) {
+        lose_cache(s);
+        io->res = -EIO;
+    } else if (io->kind == CAIRN_IO_SYNC) {
         settle(s, p->covers);
         s->stats.syncs++;
         io->res = 0;
@@ -550,6 +564,13 @@ void cairn_sim_die_after(struct cairn_sim *s, uint64_t ios)
 {
     pthread_mutex_lock(&s->lock);
     s->die_after = ios;
+    pthread_mutex_unlock(&s->lock);
+}
+
+void cairn_sim_lose_cache(struct cairn_sim *s, uint64_t n)
+{
+    pthread_mutex_lock(&s->lock);
+    s->lose_after = n;
     pthread_mutex_unlock(&s->lock);
 }
 

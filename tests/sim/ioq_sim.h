@@ -47,6 +47,8 @@ struct cairn_sim *cairn_sim_power_cut(struct cairn_sim *s, uint64_t seed);
 /* The power goes by itself when `ios` more have been accepted; 0 = never. */
 void cairn_sim_die_after(struct cairn_sim *s, uint64_t ios);
 bool cairn_sim_dead(struct cairn_sim *s);
+/* The n-th sync from now fails and the cache with what it was for is lost; later ones succeed. */
+void cairn_sim_lose_cache(struct cairn_sim *s, uint64_t n);
 
 void cairn_sim_stats(struct cairn_sim *s, struct cairn_sim_stats *ret);
 

@@ -295,21 +295,35 @@ Test(log_fault, a_lost_hole_or_footer_takes_its_segment_out_of_use)
     }
 }
 
-/* Syncs fail for a while, so segments are left without footers: reclaim then reads the headers. */
+static void await_on(struct bench *b)
+{
+    struct cairn_tier_info info = {.off = true};
+    for (int i = 0; i < 60000 && info.off; i++) {
+        usleep(1000);
+        b->h.tier->ops->info(b->h.tier, &info);
+    }
+    cr_assert_not(info.off, "it did not come back");
+}
+
+/* Syncs fail now and then, so segments are left without footers: reclaim then reads the headers. */
 Test(log_fault, segments_without_a_footer_are_reclaimed_too)
 {
     struct bench b;
     bench_init(&b);
-    b.h.o.errors_max = 1000;
+    b.h.o.probe_ns = CAIRN_NS_PER_MS;
     b.h.wanted_every = 7;
     open_ok(&b.h);
     put_or_die(&b, 7, 20000);
-    rule(&b, CAIRN_FAULT_EIO, CAIRN_FAULT_SYNCS, 2, 40, 0);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
     for (uint64_t id = 8; id < 60; id++) {
+        if (id % 13 == 0)
+            rule(&b, CAIRN_FAULT_EIO, CAIRN_FAULT_SYNCS, 1 + id / 13 % 3, 1, 0);
         host_put(&b.h, id, 100000);
-        host_sync(&b.h);
+        await_on(&b);
     }
     no_rule(&b);
+    while (host_sync(&b.h) != CAIRN_OK)
+        await_on(&b);
     for (uint64_t id = 100; id < 600; id++)
         put_or_die(&b, id, 100000);
     cr_assert_eq(host_get(&b.h, 7), CAIRN_OK, "carried over");
@@ -318,6 +332,45 @@ Test(log_fault, segments_without_a_footer_are_reclaimed_too)
     reopen(&b.h);
     cr_assert_eq(host_get(&b.h, 7), CAIRN_OK);
     cr_assert_eq(host_get(&b.h, 599), CAIRN_OK);
+    bench_fini(&b);
+}
+
+/* The copies that reclaim makes count once they are durable, the old ones until then. */
+Test(log_fault, what_is_carried_over_survives_a_sync_that_fails)
+{
+    for (uint64_t nth = 1; nth <= 12; nth++) {
+        struct bench b;
+        bench_init(&b);
+        b.h.o.probe_ns = CAIRN_NS_PER_MS;
+        b.h.wanted_every = 1000;
+        open_ok(&b.h);
+        put_or_die(&b, 1000, 20000);
+        for (uint64_t id = 1; id < 245; id++)
+            put_or_die(&b, id, 100000);
+        cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+        cairn_sim_lose_cache(b.sim, nth);
+        for (uint64_t id = 300; id < 400; id++) {
+            host_put(&b.h, id, 100000);
+            await_on(&b);
+        }
+        cr_assert_eq(b.h.tier->ops->stats(b.h.tier)->turned_off, 1);
+        cr_assert_not(b.h.keys[1000].doubted, "sync %d", (int)nth);
+        bench_fini(&b);
+    }
+}
+
+Test(log_fault, one_sync_that_fails_turns_off)
+{
+    struct bench b;
+    bench_init(&b);
+    open_ok(&b.h);
+    put_or_die(&b, 1, 5000);
+    settle(&b);
+    rule(&b, CAIRN_FAULT_EIO, CAIRN_FAULT_SYNCS, 1, 1, 0);
+    cr_assert_neq(host_sync(&b.h), CAIRN_OK);
+    no_rule(&b);
+    cr_assert_eq(host_sync(&b.h), CAIRN_STATE, "it would vouch for what the last one lost");
+    cr_assert(strstr(b.h.off, "a sync failed"), "%s", b.h.off);
     bench_fini(&b);
 }
 

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "storage/figures.h"
+#include "storage/store_internal.h"
 #include "tests/helpers/rig.h"
 
 #define KEYS 24u
@@ -68,6 +69,15 @@ static void box_fini(struct box *b)
 static void box_reopen(struct box *b)
 {
     cairn_vault_close(b->v);
+    box_open(b);
+}
+
+static void power_cut(struct box *b)
+{
+    struct cairn_sim *after = cairn_sim_power_cut(b->sim, 1);
+    cairn_vault_close(b->v);
+    cairn_sim_destroy(b->sim);
+    b->plan.next_arg = b->sim = after;
     box_open(b);
 }
 
@@ -273,6 +283,83 @@ Test(store_back, does_not_trust_what_was_never_synced)
     cr_assert_geq(COUNTED(&b, stores), before + KEYS);
     cairn_vault_drop_ram(b.v);
     show_all(&b, 0, 1, "flushed");
+    box_fini(&b);
+}
+
+/* The device loses its cache, says so to one sync, and works. */
+Test(store_back, a_sync_does_not_vouch_for_what_one_before_it_lost)
+{
+    struct box b;
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    put_all(&b, 0, 1);
+    cr_assert_eq(flush(&b), CAIRN_OK);
+    cairn_sim_lose_cache(b.sim, 1);
+    cr_assert_eq(put(&b, 50, 1, 0), CAIRN_OK);
+    (void)flush(&b);
+    cr_assert_eq(COUNTED(&b, turned_off), 1);
+    comes_back(&b);
+    flush_all(&b);
+    cairn_status st = delete(&b, 7);
+    cr_assert(st == CAIRN_OK || st == CAIRN_MISS);
+    power_cut(&b);
+    cr_assert_eq(shown(&b, 50), 1, "flushed");
+    cr_assert_eq(shown(&b, 7), 0, "deleted");
+    cr_assert_eq(shown(&b, 8), 1, "flushed before");
+    box_fini(&b);
+}
+
+/* The one before the footer of a segment among them. */
+Test(store_back, whichever_sync_of_a_full_segment_loses_it)
+{
+    for (uint64_t nth = 1; nth <= 8; nth++) {
+        struct box b;
+        box_init(&b, CAIRN_WRITE_THROUGH);
+        cr_assert_eq(flush(&b), CAIRN_OK);
+        cairn_sim_lose_cache(b.sim, nth);
+        put_all(&b, 0, 1);
+        put_all(&b, KEYS, 1);
+        put_all(&b, 2 * KEYS, 1);
+        for (uint64_t n = 0; n < nth; n++)
+            (void)flush(&b);
+        comes_back(&b);
+        cr_assert_eq(COUNTED(&b, turned_off), 1);
+        flush_all(&b);
+        power_cut(&b);
+        for (uint64_t first = 0; first < 3 * KEYS; first += KEYS)
+            show_all(&b, first, 1, "flushed");
+        box_fini(&b);
+    }
+}
+
+static void *flush_thread(void *arg)
+{
+    return (void *)(uintptr_t)flush(arg);
+}
+
+/* It goes and comes while a flush sleeps, which then looked too early. */
+Test(store_back, a_flush_notices_that_it_was_off)
+{
+    struct box b;
+    pthread_t flusher;
+    void *st;
+    box_init(&b, CAIRN_WRITE_NONE);
+    cr_assert_eq(flush(&b), CAIRN_OK);
+    cr_assert_eq(put(&b, 1, 1, 0), CAIRN_OK);
+    uint64_t ticket = b.v->ticket;
+    /* The log's thread stops at its next io. */
+    pthread_mutex_lock(&b.plan.lock);
+    pthread_create(&flusher, NULL, flush_thread, &b);
+    for (bool queued = false; !queued; nap()) {
+        pthread_mutex_lock(&b.v->lock);
+        queued = b.v->ticket != ticket;
+        pthread_mutex_unlock(&b.v->lock);
+    }
+    b.v->host.turned_off(b.v, "for a moment");
+    b.v->host.turned_on(b.v);
+    pthread_mutex_unlock(&b.plan.lock);
+    pthread_join(flusher, &st);
+    cr_assert_eq((uintptr_t)st, CAIRN_IO);
+    cr_assert_eq(flush(&b), CAIRN_OK);
     box_fini(&b);
 }
 
