@@ -176,7 +176,9 @@ void nvme_super_image(struct cairn_nvme *t, struct cairn_super_disk *ret)
 {
     memset(ret, 0, sizeof *ret);
     memcpy(ret->uuid, t->shape.uuid, sizeof ret->uuid);
-    ret->sequence = ++t->super_sequence;
+    /* Never over the newest copy that is known to be good. */
+    t->super_sequence += (t->super_sequence + 1 - t->super_durable) % 2 ? 1 : 2;
+    ret->sequence = t->super_sequence;
     ret->block_size = CAIRN_BLOCK;
     ret->page_size = (uint32_t)sysconf(_SC_PAGESIZE);
     ret->segment_bytes = t->shape.segment_bytes;
@@ -207,6 +209,7 @@ static cairn_status supers_write(struct cairn_nvme *t)
             err = nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0);
         if (err)
             return fail_errno(t, -err, "write");
+        t->super_landed = t->super_durable = t->super_sequence;
     }
     return CAIRN_OK;
 }
@@ -283,7 +286,7 @@ static cairn_status adopt(struct cairn_nvme *t, const struct cairn_super_disk *s
                          "%s was made on a machine with pages of %u bytes, this one has %u; "
                          "choose another path",
                          t->path, s->page_size, page);
-    t->super_sequence = s->sequence;
+    t->super_sequence = t->super_landed = t->super_durable = s->sequence;
     if (s->state == CAIRN_SUPER_CREATING)
         return format_new(t);
     char has[32], wants[32];
@@ -347,7 +350,8 @@ cairn_status nvme_super_open(struct cairn_nvme *t)
 static void super_written(struct cairn_nvme *t, struct nvme_io *x)
 {
     t->super_writing = false;
-    (void)x;
+    if (x->res == 0)
+        t->super_landed = t->super_sequence;
 }
 
 void nvme_super_pump(struct cairn_nvme *t)

@@ -57,10 +57,12 @@ static void probe_step(struct cairn_nvme *t, nvme_io_fn done, enum cairn_io_kind
 static void probe_read(struct cairn_nvme *t, struct nvme_io *x)
 {
     const struct cairn_super_disk *s = x->block;
-    if (x->res || cairn_super_check(s) != CAIRN_VERDICT_OK || s->sequence != t->probe.sequence)
+    if (x->res || cairn_super_check(s) != CAIRN_VERDICT_OK || s->sequence != t->probe.sequence) {
         probe_failed(t, x->res ? "a read failed" : "it does not read what it wrote");
-    else
-        nvme_come_back(t);
+        return;
+    }
+    t->super_landed = t->super_durable = t->probe.sequence;
+    nvme_come_back(t);
 }
 
 static void probe_synced(struct cairn_nvme *t, struct nvme_io *x)
@@ -149,7 +151,8 @@ void nvme_distrust(struct cairn_nvme *t, struct nvme_footer *f)
         sum->kind = CAIRN_RECORD_HOLE;
         sum->value_len = 0;
     }
-    nvme_seg_break(t, f->seg);
+    if (s->next != s->synced)
+        nvme_seg_break(t, f->seg);
 }
 
 void nvme_come_back(struct cairn_nvme *t)

@@ -481,6 +481,8 @@ static void sync_done(struct cairn_nvme *t, struct nvme_io *x)
 {
     t->sync_out = false;
     bool ok = x->res == 0;
+    if (ok)
+        t->super_durable = t->super_mark;
     for (uint32_t i = 0; i < NVME_FOOTERS; i++) {
         if (ok && nvme_footer_live(&t->footers[i])) {
             struct nvme_seg *s = &t->segs[t->footers[i].seg];
@@ -522,6 +524,7 @@ void nvme_sync_pump(struct cairn_nvme *t)
         if (nvme_footer_live(&t->footers[i]))
             t->segs[t->footers[i].seg].mark = t->segs[t->footers[i].seg].done;
     }
+    t->super_mark = t->super_landed;
     t->sync_fly = t->sync_wait;
     t->sync_wait = (struct nvme_ops_list){0};
     t->waiters_fly = t->waiters;

@@ -200,6 +200,9 @@ struct cairn_nvme {
     uint32_t session;
     uint32_t generation_next, generation_reserved;
     uint64_t super_sequence, created_ns;
+    /* Sequence of the newest superblock that was written, was when the sync in flight was started,
+     * is durable. */
+    uint64_t super_landed, super_mark, super_durable;
     uint32_t closed_generation, closed_block; /* for the last superblock */
     uint32_t whole_generation, whole_block;   /* the same, as the last close left it */
     void *scratch;     /* 512 KiB while the loop does not run, then the zeros to prewrite with */

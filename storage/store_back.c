@@ -22,6 +22,18 @@ void write_again(struct cairn_vault *v)
     }
 }
 
+void write_again_on(struct cairn_vault *v)
+{
+    for (;;) {
+        write_again(v);
+        write_pump(v);
+        if (!v->rewriting || v->tier_off || v->dirty_blocks)
+            return;
+        pthread_mutex_unlock(&v->lock);
+        pthread_mutex_lock(&v->lock);
+    }
+}
+
 void host_doubted(void *arg, const struct cairn_summary_disk *r)
 {
     struct cairn_vault *v = arg;
@@ -55,8 +67,7 @@ void host_turned_on(void *arg)
     v->was_off = true;
     v->rewriting = true;
     v->rewrite_at = 0;
-    write_again(v);
-    write_pump(v);
+    write_again_on(v);
     pthread_cond_broadcast(&v->changed);
     pthread_mutex_unlock(&v->lock);
     cairn_log(CAIRN_LOG_WARN, "disk tier on again");

@@ -257,6 +257,8 @@ bool vault_wait(struct cairn_vault *v, uint64_t deadline_ns);
 /* store_back.c */
 /* Queues some of what a tier that is back has missed. Lock held. */
 void write_again(struct cairn_vault *v);
+/* The same until there is something whose end goes on with it. Lets go of the lock at times. */
+void write_again_on(struct cairn_vault *v);
 void host_turned_on(void *arg);
 void host_doubted(void *arg, const struct cairn_summary_disk *r);
 

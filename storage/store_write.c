@@ -239,8 +239,7 @@ static void op_done(struct cairn_tier_op *top)
         else
             load_done(v, op, s);
         op_give(v, op);
-        write_again(v);
-        write_pump(v);
+        write_again_on(v);
         if (store || !v->ops_free || !v->ops_free->next)
             pthread_cond_broadcast(&v->changed);
     } else {

@@ -238,6 +238,7 @@ static void finish(struct cairn_nvme *t)
 {
     if (!t->off && t->lost_out == 0 && nvme_io_now(t, CAIRN_IO_SYNC, 0, NULL, 0) == 0) {
         struct cairn_super_disk *s = t->stages_memory;
+        t->super_durable = t->super_landed;
         if (t->seg_open != NVME_SEG_NONE && !t->segs[t->seg_open].broken) {
             t->closed_generation = t->segs[t->seg_open].generation;
             t->closed_block = t->segs[t->seg_open].next;

@@ -359,6 +359,24 @@ Test(log_fault, what_is_carried_over_survives_a_sync_that_fails)
     }
 }
 
+Test(log_fault, a_segment_that_is_all_durable_goes_on_after_a_return)
+{
+    struct bench b;
+    bench_init(&b);
+    b.h.o.probe_ns = CAIRN_NS_PER_MS;
+    open_ok(&b.h);
+    put_or_die(&b, 1, 5000);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    rule(&b, CAIRN_FAULT_EIO, CAIRN_FAULT_READS, 1, UINT64_MAX, 0);
+    while (b.h.tier->ops->stats(b.h.tier)->turned_off == 0)
+        (void)host_get(&b.h, 1);
+    no_rule(&b);
+    await_on(&b);
+    put_or_die(&b, 2, 5000);
+    cr_assert_eq(b.h.keys[2].block, b.h.keys[1].block + b.h.keys[1].blocks);
+    bench_fini(&b);
+}
+
 Test(log_fault, one_sync_that_fails_turns_off)
 {
     struct bench b;

@@ -269,6 +269,63 @@ Test(store_back, writes_what_it_missed)
     box_fini(&b);
 }
 
+/* Also those behind many that it did not miss. */
+Test(store_back, writes_the_last_of_what_it_missed)
+{
+    enum { MANY = 3000, SMALL = 100, SOME = 5 };
+    static uint8_t bytes[SMALL];
+    struct cairn_iov iov;
+    struct box b;
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    cairn_vault_close(b.v);
+    b.o.ram_bytes = 64u << 20;
+    box_open(&b);
+    for (uint64_t id = 1000; id < 1000 + MANY; id++) {
+        struct cairn_put p = {.key = key_of(id), .value = rig_sgl(&iov, bytes, SMALL)};
+        cairn_vault_put(b.v, &p, 1, deadline(), NULL);
+        cr_assert_eq(p.status, CAIRN_OK);
+        if (id == 1000 + MANY - SOME - 1) {
+            cr_assert_eq(flush(&b), CAIRN_OK);
+            fail(&b, CAIRN_FAULT_SYNCS);
+            cr_assert_eq(flush(&b), CAIRN_IO);
+        }
+    }
+    comes_back(&b);
+    for (uint64_t id = 1000 + MANY - SOME; id < 1000 + MANY; id++) {
+        struct cairn_key k = key_of(id);
+        while (!(cairn_vault_where(b.v, &k) & CAIRN_ON_DISK))
+            nap();
+    }
+    box_fini(&b);
+}
+
+/* The device garbles what it is tried with: one superblock stays as it was. */
+Test(store_back, trying_it_costs_one_superblock_at_most)
+{
+    struct box b;
+    struct cairn_super_disk s[2];
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    turn_off(&b, CAIRN_FAULT_WRITES);
+    cairn_fault_arm(&b.plan, &(struct cairn_fault_rule){.fault = CAIRN_FAULT_BITFLIP,
+                                                         .kinds = CAIRN_FAULT_WRITES,
+                                                         .to = sizeof s,
+                                                         .nth = 1,
+                                                         .times = UINT64_MAX,
+                                                         .arg = 999});
+    uint64_t before = COUNTED(&b, probes);
+    while (COUNTED(&b, probes) < before + 5)
+        nap();
+    cairn_sim_peek(b.sim, 0, s, sizeof s);
+    cr_assert_neq(cairn_super_check(&s[0]) == CAIRN_VERDICT_OK,
+                  cairn_super_check(&s[1]) == CAIRN_VERDICT_OK, "one of them was tried");
+    comes_back(&b);
+    put_all(&b, 0, 2);
+    flush_all(&b);
+    box_reopen(&b);
+    show_all(&b, 0, 2, "flushed");
+    box_fini(&b);
+}
+
 /* Written, but no sync vouched for it: it is written once more. */
 Test(store_back, does_not_trust_what_was_never_synced)
 {
