@@ -9,30 +9,10 @@
 #include "base/clock.h"
 #include "storage/figures.h"
 #include "storage/store_internal.h"
-#include "tests/helpers/rig.h"
+#include "tests/helpers/box.h"
 
 #define KEYS 24u
-#define LEN 150000u
 #define MS 1000000ull
-
-struct box {
-    struct cairn_vault_opts o;
-    struct cairn_vault *v;
-    struct cairn_sim *sim;
-    struct cairn_fault_plan plan;
-    char path[64];
-};
-
-static uint64_t deadline(void)
-{
-    return cairn_deadline_ns(RIG_PATIENCE);
-}
-
-static void box_open(struct box *b)
-{
-    char err[512] = "";
-    cr_assert_eq(cairn_vault_open(&b->o, &b->v, err, sizeof err), CAIRN_OK, "%s", err);
-}
 
 static void box_init(struct box *b, enum cairn_write_policy write)
 {
@@ -59,19 +39,6 @@ static void box_init(struct box *b, enum cairn_write_policy write)
     box_open(b);
 }
 
-static void box_fini(struct box *b)
-{
-    cairn_vault_close(b->v);
-    cairn_sim_destroy(b->sim);
-    unlink(b->path);
-}
-
-static void box_reopen(struct box *b)
-{
-    cairn_vault_close(b->v);
-    box_open(b);
-}
-
 static void power_cut(struct box *b)
 {
     struct cairn_sim *after = cairn_sim_power_cut(b->sim, 1);
@@ -79,50 +46,6 @@ static void power_cut(struct box *b)
     cairn_sim_destroy(b->sim);
     b->plan.next_arg = b->sim = after;
     box_open(b);
-}
-
-static struct cairn_key key_of(uint64_t id)
-{
-    struct cairn_key k;
-    value_key(id, k.bytes);
-    return k;
-}
-
-static cairn_status put(struct box *b, uint64_t id, uint64_t gen, uint32_t flags)
-{
-    static uint8_t bytes[LEN];
-    struct cairn_iov iov;
-    struct cairn_put p = {.key = key_of(id), .flags = flags, .value = rig_sgl(&iov, bytes, LEN)};
-    value_fill(bytes, id, gen, 0, LEN);
-    cairn_vault_put(b->v, &p, 1, deadline(), NULL);
-    return p.status;
-}
-
-/* Generation that a get shows, 0 = a miss. */
-static uint64_t shown(struct box *b, uint64_t id)
-{
-    static uint8_t bytes[LEN];
-    struct cairn_iov iov;
-    struct cairn_get g = {.key = key_of(id), .out = rig_sgl(&iov, bytes, LEN)};
-    cairn_vault_get(b->v, &g, 1, deadline(), NULL);
-    if (g.status != CAIRN_OK)
-        return 0;
-    uint64_t gen = value_generation(bytes, LEN, id);
-    cr_assert_eq(value_check(bytes, id, gen, 0, LEN), LEN, "wrong bytes");
-    return gen;
-}
-
-static cairn_status delete(struct box *b, uint64_t id)
-{
-    struct cairn_key k = key_of(id);
-    cairn_status st;
-    cairn_vault_delete(b->v, &k, 1, deadline(), &st);
-    return st;
-}
-
-static cairn_status flush(struct box *b)
-{
-    return cairn_vault_flush(b->v, deadline());
 }
 
 static bool is_off(struct box *b)

@@ -4,20 +4,11 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
-#include "base/clock.h"
-#include "tests/helpers/rig.h"
+#define LEN 200000u
+#include "tests/helpers/box.h"
 
 #define KEYS 6u
-#define LEN 200000u
 #define OUT_MAX 256u
-
-struct box {
-    struct cairn_vault_opts o;
-    struct cairn_vault *v;
-    struct cairn_sim *sim;
-    struct cairn_fault_plan plan;
-    char path[64];
-};
 
 /* What the device may be reading, as a queue sees it: an io is out until it is polled. */
 static struct {
@@ -68,17 +59,6 @@ static cairn_status watch_open(const struct cairn_ioq_params *p, struct cairn_io
     return st;
 }
 
-static uint64_t deadline(void)
-{
-    return cairn_deadline_ns(RIG_PATIENCE);
-}
-
-static void box_open(struct box *b)
-{
-    char err[512] = "";
-    cr_assert_eq(cairn_vault_open(&b->o, &b->v, err, sizeof err), CAIRN_OK, "%s", err);
-}
-
 static void box_init(struct box *b)
 {
     *b = (struct box){.path = "doubt-XXXXXX"};
@@ -104,63 +84,6 @@ static void box_init(struct box *b)
                                      .errors_max = 1000,
                                      .reinsert_percent = 10};
     box_open(b);
-}
-
-static void box_fini(struct box *b)
-{
-    cairn_vault_close(b->v);
-    cairn_sim_destroy(b->sim);
-    unlink(b->path);
-}
-
-static void box_reopen(struct box *b)
-{
-    cairn_vault_close(b->v);
-    box_open(b);
-}
-
-static struct cairn_key key_of(uint64_t id)
-{
-    struct cairn_key k;
-    value_key(id, k.bytes);
-    return k;
-}
-
-static cairn_status put(struct box *b, uint64_t id, uint64_t gen, uint32_t flags)
-{
-    static uint8_t bytes[LEN];
-    struct cairn_iov iov;
-    struct cairn_put p = {.key = key_of(id), .flags = flags, .value = rig_sgl(&iov, bytes, LEN)};
-    value_fill(bytes, id, gen, 0, LEN);
-    cairn_vault_put(b->v, &p, 1, deadline(), NULL);
-    return p.status;
-}
-
-/* Generation that a get shows, 0 = a miss. */
-static uint64_t shown(struct box *b, uint64_t id)
-{
-    static uint8_t bytes[LEN];
-    struct cairn_iov iov;
-    struct cairn_get g = {.key = key_of(id), .out = rig_sgl(&iov, bytes, LEN)};
-    cairn_vault_get(b->v, &g, 1, deadline(), NULL);
-    if (g.status != CAIRN_OK)
-        return 0;
-    uint64_t gen = value_generation(bytes, LEN, id);
-    cr_assert_eq(value_check(bytes, id, gen, 0, LEN), LEN, "wrong bytes");
-    return gen;
-}
-
-static cairn_status delete(struct box *b, uint64_t id)
-{
-    struct cairn_key k = key_of(id);
-    cairn_status st;
-    cairn_vault_delete(b->v, &k, 1, deadline(), &st);
-    return st;
-}
-
-static cairn_status flush(struct box *b)
-{
-    return cairn_vault_flush(b->v, deadline());
 }
 
 static void writes(struct box *b, enum cairn_fault fault, uint64_t arg)
