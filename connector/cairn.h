@@ -197,9 +197,9 @@ typedef struct cairn_store cairn_store;
  *
  * A node that is gone, stalls or restarts later is no error: gets and leases are a CAIRN_MISS,
  * puts, deletes and flushes CAIRN_BUSY (nothing was asked of it) or CAIRN_TIMEOUT or CAIRN_IO (it
- * did not answer), at once after a few calls in vain; it is tried again from time to time. A call
- * waits for a sign of the node no longer than its timeout= (1 s); those without a timeout of
- * their own, no longer than that. */
+ * did not answer: a put or delete is not sent again, and may have been done or not), at once after
+ * a few calls in vain; it is tried again from time to time. A call waits for a sign of the node no
+ * longer than its timeout= (1 s); those without a timeout of their own, no longer than that. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_open(const char *uri, cairn_store **ret, char *err,
                                                 size_t err_cap);
 /* Waits for what is in flight (bounded), then frees. What a write policy would write is written.
@@ -232,7 +232,8 @@ CAIRN_API cairn_status cairn_side(cairn_store *s, const struct cairn_key *key, v
 CAIRN_API cairn_status cairn_delete(cairn_store *s, const struct cairn_key *keys, size_t count,
                                     uint64_t timeout_ns, cairn_status *results);
 /* Every put accepted before this call is durable on return. CAIRN_UNSUPPORTED without a disk;
- * CAIRN_IO (once) if a value could not be written, or left RAM unwritten under write=none. */
+ * CAIRN_IO (once) if a value could not be written, or left RAM unwritten under write=none; or if
+ * the node that accepted puts has ended since the flush before, whatever it may have written. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_flush(cairn_store *s, uint64_t timeout_ns);
 
 /* --- leases: values held in RAM, read in place ---------------------------------------------- */

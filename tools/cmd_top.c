@@ -110,7 +110,7 @@ static void rest(uint64_t interval_ns)
 struct watch {
     const struct options *o;
     struct node_call *call;  /* NULL: it is gone                                                */
-    uint64_t gone_ns;        /* since when                                                      */
+    uint64_t gone_ns;        /* since when, 0: it is not                                        */
     struct top_absence absence;
     struct top_sample last;  /* of a look before, if have_last                                  */
     bool have_last;
@@ -145,7 +145,8 @@ static void lose(struct watch *w)
 {
     node_call_close(w->call);
     w->call = NULL;
-    w->gone_ns = cairn_now_ns();
+    if (!w->gone_ns)
+        w->gone_ns = cairn_now_ns();
     top_free(&w->last);
     w->have_last = false;
 }
@@ -166,9 +167,7 @@ static bool ask(struct watch *w, struct top_sample *ret)
     if (top_take(w->call, ret, why, cap))
         return true;
     top_free(ret);
-    uint64_t since = w->gone_ns;
     lose(w);
-    w->gone_ns = since ? since : w->gone_ns;
     return false;
 }
 

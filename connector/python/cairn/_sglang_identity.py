@@ -110,14 +110,16 @@ def _of_model(config: Any, settings: Settings, given: str | None) -> dict[str, A
         raise Unsupported("its model has no name")
     if given:
         return {"model": Path(path).name if Path(path).exists() else path, "weights": given}
-    if not settings:
-        raise Unsupported("the weights of its model have no name: give \"weights\" in the extra "
-                          "configuration")
-    folder = folder_of(path, settings.get("revision"))
-    if settings.get("load_format") == "dummy":
-        weights = f"dummy {settings.get('random_seed')} {digest_of(_configurations(folder))}"
-    else:
-        weights = weights_name(folder)
+    try:
+        if not settings:
+            raise Unsupported("the weights of its model have no name")
+        folder = folder_of(path, settings.get("revision"))
+        if settings.get("load_format") == "dummy":
+            weights = f"dummy {settings.get('random_seed')} {digest_of(_configurations(folder))}"
+        else:
+            weights = weights_name(folder)
+    except Unsupported as why:
+        raise Unsupported(f"{why}; give \"weights\" in the extra configuration") from why
     return {"model": folder.name if Path(path).exists() else path, "weights": weights}
 
 
