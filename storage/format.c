@@ -249,3 +249,18 @@ void cairn_summary_of(const struct cairn_record_disk *r, struct cairn_summary_di
     ret->blocks = r->loc.blocks;
     memcpy(ret->identity, r->body.identity, sizeof ret->identity);
 }
+
+bool cairn_record_marks(const struct cairn_record_disk *r)
+{
+    return r->loc.kind == CAIRN_RECORD_TOMBSTONE || r->loc.kind == CAIRN_RECORD_CLEAR;
+}
+
+bool cairn_record_repeats(const struct cairn_record_disk *r,
+                          const struct cairn_summary_disk *before)
+{
+    uint8_t key16[16];
+    cairn_key16(r->body.key, key16);
+    return cairn_record_marks(r) && r->loc.kind == before->kind &&
+           r->loc.block == before->block + before->blocks && r->body.version == before->version &&
+           r->body.space == before->space && memcmp(key16, before->key, sizeof key16) == 0;
+}

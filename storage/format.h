@@ -13,7 +13,8 @@
  * Which record of a key counts: the one with the highest version, tombstones included. A record
  * belongs to a segment's present life only if uuid, segment, generation and block agree with the
  * segment's head. A hole record says "nothing here, step over me". A clear record does for every
- * key of a space what a tombstone does for one.
+ * key of a space what a tombstone does for one. Both are written twice, one record behind the
+ * other, so that no single block holds all that keeps older values dead; a footer names the first.
  *
  * Generations are numbered through the whole log, one for every time a segment is opened, so they
  * also say which segment is older. A head's floor says that all generations below it are dead: a
@@ -57,9 +58,9 @@
 
 enum cairn_record_kind {
     CAIRN_RECORD_VALUE = 1,
-    CAIRN_RECORD_TOMBSTONE = 2, /* 1 block: every lower version of the key is dead */
+    CAIRN_RECORD_TOMBSTONE = 2, /* 1 block, twice: every lower version of the key is dead */
     CAIRN_RECORD_HOLE = 3,      /* a write that failed; `blocks` to step over       */
-    CAIRN_RECORD_CLEAR = 4,     /* 1 block: every lower version of its space is dead */
+    CAIRN_RECORD_CLEAR = 4,     /* 1 block, twice: every lower version of its space is dead */
 };
 
 /* Location part, 64 bytes at the start of a record: filled in by the log when it places it. */
@@ -283,6 +284,11 @@ bool cairn_piece_check(const struct cairn_record_disk *r, uint32_t piece, const 
 bool cairn_side_check(const struct cairn_record_disk *r, const void *bytes);
 /* Summary of a record whose header is complete. */
 void cairn_summary_of(const struct cairn_record_disk *r, struct cairn_summary_disk *ret);
+/* Does it make lower versions dead? */
+bool cairn_record_marks(const struct cairn_record_disk *r);
+/* Is it the second copy of the tombstone or clear that `before` names? */
+bool cairn_record_repeats(const struct cairn_record_disk *r,
+                          const struct cairn_summary_disk *before);
 
 /* Largest power of two up to 1 GiB that gives at least 32 segments; 0 if there is none. */
 uint64_t cairn_segment_bytes_for(uint64_t disk_bytes);

@@ -282,6 +282,7 @@ static void open_segment(struct fsck *f, uint32_t seg, uint32_t generation)
     uint32_t end = block + cairn_segment_blocks(&f->shape) - 2;
     uint32_t session = 0, synced = generation == f->closed_generation ? f->closed_block : 0;
     uint64_t torn = 0;
+    struct cairn_summary_disk before = {0};
     while (block < end && read_at(f, (uint64_t)block * CAIRN_BLOCK, f->h, CAIRN_BLOCK) &&
            cairn_record_check(f->h, &f->shape, block, generation) &&
            f->h->loc.session >= session) {
@@ -292,9 +293,11 @@ static void open_segment(struct fsck *f, uint32_t seg, uint32_t generation)
             f->r->bad_payloads += synced >= block ? torn : 0;
             torn = synced >= block ? 0 : torn;
         }
-        bool ok;
+        bool ok = true;
         uint32_t blocks = f->h->loc.blocks;
-        record(f, &ok);
+        if (!cairn_record_repeats(f->h, &before))
+            record(f, &ok);
+        cairn_summary_of(f->h, &before);
         f->r->bad_payloads += !ok && block < synced;
         torn += !ok && block >= synced;
         block += blocks;

@@ -55,7 +55,8 @@ static void walk_done(struct cairn_nvme *t, struct nvme_io *x)
         list_complete(t);
         return;
     }
-    cairn_summary_of(h, &r->sums[r->count++]);
+    if (!r->count || !cairn_record_repeats(h, &r->sums[r->count - 1]))
+        cairn_summary_of(h, &r->sums[r->count++]);
     r->at = block + h->loc.blocks;
     r->step = RECLAIM_WALK;
 }

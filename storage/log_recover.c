@@ -245,6 +245,12 @@ struct walk {
     struct nvme_footer *f;
 };
 
+static void walk_keep(struct nvme_seg *s, const struct walk *w, const struct cairn_record_disk *h)
+{
+    if (!s->count || !cairn_record_repeats(h, &w->f->sums[s->count - 1]))
+        cairn_summary_of(h, &w->f->sums[s->count++]);
+}
+
 /* Takes the header at w->block if it is the next of the chain. */
 static bool walk_take(struct cairn_nvme *t, struct walk *w, const struct cairn_record_disk *h)
 {
@@ -258,7 +264,7 @@ static bool walk_take(struct cairn_nvme *t, struct walk *w, const struct cairn_r
     w->session = h->loc.session;
     if (h->loc.synced_block > w->synced)
         w->synced = h->loc.synced_block;
-    cairn_summary_of(h, &w->f->sums[s->count++]);
+    walk_keep(s, w, h);
     w->block += h->loc.blocks;
     return true;
 }
@@ -345,12 +351,27 @@ static bool walk_unborn(struct cairn_nvme *t, const struct walk *w)
                     cairn_record_check(h, &t->shape, w->block, h->loc.generation));
 }
 
+/* Adds the mark h behind a chain of which nobody knows whether it went on. If it did the mark was
+ * answered; if not it may have been, and all that it can do is make a miss. */
+static void look_mark(struct cairn_nvme *t, const struct walk *w, const struct cairn_record_disk *h,
+                      uint32_t *session)
+{
+    struct nvme_seg *s = &t->segs[w->seg];
+    uint32_t end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    if (h->loc.session < *session)
+        return; /* an earlier process left it */
+    *session = h->loc.session;
+    if (cairn_record_marks(h) && cairn_footer_blocks(s->count + 1) < end - h->loc.block)
+        walk_keep(s, w, h);
+}
+
 /* Looks for a header of the chain behind w->block, and for proof that the chain went on there. 0:
- * none. What cannot be read may be both, and a tombstone: then io_error is set, unless there is
- * nothing at w->block that could have been damaged. */
+ * none, but the marks there are counted into the segment. What cannot be read may be both: then
+ * io_error is set, unless there is nothing at w->block that could have been damaged. */
 static uint32_t walk_look(struct cairn_nvme *t, struct recovery *r, const struct walk *w)
 {
-    const struct nvme_seg *s = &t->segs[w->seg];
+    struct nvme_seg *s = &t->segs[w->seg];
+    uint32_t count = s->count, session = w->session;
     bool closed = s->generation == t->whole_generation;
     uint64_t end = nvme_seg_first(t, w->seg) + t->seg_blocks - 1;
     uint64_t longest = w->block + (uint64_t)cairn_record_blocks(CAIRN_VALUE_MAX, CAIRN_SIDE_MAX);
@@ -368,22 +389,33 @@ static uint32_t walk_look(struct cairn_nvme *t, struct recovery *r, const struct
                 continue;
             if (look_at(w, h, closed, &l)) {
                 r->io_error = false; /* that was further on: the chain may not lead there */
+                s->count = count;
                 return l.block;
             }
+            look_mark(t, w, h, &session);
         }
     }
-    r->io_error = r->io_error && !walk_unborn(t, w);
+    if ((r->io_error || s->count > count) && walk_unborn(t, w)) {
+        r->io_error = false;
+        s->count = count;
+    }
     return 0;
 }
 
 /* A header in the middle of the chain was damaged after it was durable: what it named is lost, but
- * not the tombstones behind it. Nothing is appended to such a segment. */
+ * not the marks behind it. Nothing is appended to such a segment. */
 static bool walk_over(struct cairn_nvme *t, struct recovery *r, struct walk *w)
 {
     struct nvme_seg *s = &t->segs[w->seg];
     if (r->io_error || walk_whole(t, w))
         return false;
+    uint32_t count = s->count;
     uint32_t next = walk_look(t, r, w), end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    if (s->count > count) {
+        w->block = w->f->sums[s->count - 1].block + 1;
+        s->broken = true;
+        return false;
+    }
     if (next || (s->generation == t->whole_generation && !r->io_error))
         cairn_log(CAIRN_LOG_WARN, "%s: a record in segment %u is damaged and lost", t->path,
                   w->seg);

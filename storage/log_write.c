@@ -12,6 +12,7 @@
  * sixteen 64 KiB writes, a copy costs a tenth of that. */
 #define SMALL_BLOCKS 33u
 #define STAGE_NONE UINT32_MAX
+#define MARK_COPIES 2u
 /* Bytes written and not synced before the log does it by itself: what recovery has to verify, about
  * 40 ms of reading. A sync stalls the device for 0.3 ms. */
 #define UNSYNCED_MAX (128ull << 20)
@@ -59,7 +60,7 @@ struct nvme_footer *nvme_footer_of(struct cairn_nvme *t, uint32_t seg)
 
 /* --- placing --- */
 
-/* A record that makes others dead: of one block, made here, answered when it is durable. */
+/* A record that makes others dead: made here, twice (format.h), answered when it is durable. */
 static bool op_marks(const struct cairn_tier_op *op)
 {
     return op->kind == CAIRN_TIER_TOMBSTONE || op->kind == CAIRN_TIER_CLEAR;
@@ -67,7 +68,7 @@ static bool op_marks(const struct cairn_tier_op *op)
 
 static uint32_t op_blocks(const struct cairn_tier_op *op)
 {
-    return op_marks(op) ? 1 : op->blocks;
+    return op_marks(op) ? MARK_COPIES : op->blocks;
 }
 
 static void mark_fill(struct cairn_record_disk *r, const struct cairn_tier_op *op)
@@ -78,6 +79,16 @@ static void mark_fill(struct cairn_record_disk *r, const struct cairn_tier_op *o
     r->body.space = op->space;
     memcpy(r->body.key, op->key.bytes, sizeof r->body.key);
     cairn_body_seal(&r->body);
+}
+
+/* Gives the mark at r its place and puts its second copy behind it. */
+static void mark_copy(const struct cairn_nvme *t, struct cairn_record_disk *r, uint32_t seg,
+                      uint32_t block, enum cairn_record_kind kind)
+{
+    for (uint32_t i = 0; i < MARK_COPIES; i++) {
+        r[i].body = r[0].body;
+        nvme_loc_fill(t, &r[i].loc, seg, block + i, 1, kind);
+    }
 }
 
 static struct nvme_unit *unit_take(struct cairn_nvme *t)
@@ -139,7 +150,10 @@ static void unit_add(struct cairn_nvme *t, struct nvme_unit *u, struct cairn_tie
         else
             cairn_copy(r, op->image, (size_t)blocks * CAIRN_BLOCK);
     }
-    nvme_loc_fill(t, &r->loc, u->seg, s->next, blocks, kind);
+    if (op_marks(op))
+        mark_copy(t, r, u->seg, s->next, kind);
+    else
+        nvme_loc_fill(t, &r->loc, u->seg, s->next, blocks, kind);
     struct nvme_footer *f = nvme_footer_of(t, u->seg);
     cairn_summary_of(r, &f->sums[s->count]);
     if (r->body.version > t->version_max)

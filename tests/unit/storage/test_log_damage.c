@@ -134,6 +134,7 @@ Test(log_damage, a_damaged_header_hides_nothing_behind_it)
 /* --- what lies behind the chain is no part of it --- */
 
 #define RECORD 6u /* blocks of each of the records below */
+#define COPIES 2u /* blocks of a tombstone                  */
 
 static void put_six(struct bench *b, uint64_t id)
 {
@@ -233,6 +234,100 @@ Test(log_damage, a_later_session_passes_over_what_an_earlier_one_left)
     leftovers_stay_away(&b, true);
 }
 
+/* --- nothing behind says that what is damaged was durable --- */
+
+/* What is dead stays so, and whoever opens the log next does not write over what says it. */
+static void dead_stays(struct bench *b, uint64_t dead, uint64_t lost)
+{
+    for (int again = 0; again < 3; again++) {
+        host_forget(&b->h);
+        open_ok(&b->h);
+        for (uint64_t id = 0; id < 4; id++)
+            cr_assert_eq(host_get(&b->h, id), id == dead || id == lost ? CAIRN_MISS : CAIRN_OK,
+                         "key %d, opened %d times", (int)id, again + 1);
+        put_six(b, 20);
+        put_six(b, 21);
+        cr_assert_eq(host_sync(&b->h), CAIRN_OK);
+        cr_assert(host_close(&b->h));
+    }
+    bench_fini(b);
+}
+
+/* Value 1 is deleted and that is the end of the log. One copy of its tombstone is damaged. */
+static void tombstone_damaged(uint32_t copy, bool clean)
+{
+    struct bench b;
+    bench_init(&b);
+    open_ok(&b.h);
+    for (uint64_t id = 0; id < 4; id++)
+        put_six(&b, id);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
+    uint64_t tombstone = b.h.keys[3].block + RECORD;
+    settle(&b);
+    if (clean)
+        cr_assert(host_close(&b.h));
+    else
+        crash(&b);
+    spoil(&b, (tombstone + copy) * CAIRN_BLOCK);
+    dead_stays(&b, 1, 1);
+}
+
+Test(log_damage, a_damaged_tombstone_brings_nothing_back)
+{
+    for (uint32_t copy = 0; copy < COPIES; copy++) {
+        tombstone_damaged(copy, false);
+        tombstone_damaged(copy, true);
+    }
+}
+
+/* A value and a tombstone are synced together. The value's header is damaged, and no header behind
+ * it was written after that sync. */
+Test(log_damage, a_tombstone_behind_a_damaged_end_counts)
+{
+    struct bench b;
+    bench_init(&b);
+    open_ok(&b.h);
+    for (uint64_t id = 0; id < 3; id++)
+        put_six(&b, id);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    put_six(&b, 3);
+    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
+    uint64_t victim = b.h.keys[3].block;
+    settle(&b);
+    crash(&b);
+    spoil(&b, victim * CAIRN_BLOCK);
+    dead_stays(&b, 1, 3);
+}
+
+/* Segments full of tombstones, without their footers: the second copies take no room in them. */
+Test(log_damage, a_segment_of_tombstones_without_its_footer)
+{
+    struct bench b;
+    bench_init(&b);
+    open_ok(&b.h);
+    for (uint64_t id = 0; id < 300; id++)
+        put_or_die(&b, id, CAIRN_BLOCK);
+    for (uint64_t id = 0; id < 300; id += 2)
+        cr_assert_eq(host_delete(&b.h, id), CAIRN_OK);
+    for (uint64_t id = 300; id < 500; id++)
+        put_or_die(&b, id, CAIRN_BLOCK);
+    settle(&b);
+    cr_assert(host_close(&b.h));
+    for (uint32_t seg = 0; seg < 6; seg++)
+        spoil(&b, seg_off(seg + 1) - CAIRN_BLOCK);
+    for (int again = 0; again < 2; again++) {
+        host_forget(&b.h);
+        open_ok(&b.h);
+        cr_assert_eq(b.h.recovered_tombs, 150);
+        for (uint64_t id = 0; id < 500; id++)
+            cr_assert_eq(host_get(&b.h, id), id < 300 && id % 2 == 0 ? CAIRN_MISS : CAIRN_OK,
+                         "key %d", (int)id);
+        cr_assert(host_close(&b.h));
+    }
+    bench_fini(&b);
+}
+
 /* --- what cannot be read behind a damaged header --- */
 
 struct unreadable {
@@ -256,14 +351,14 @@ static void behind_unreadable(const struct unreadable *u)
     cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
     put_six(&b, 3);
     settle(&b);
-    uint64_t tombstone = b.h.keys[3].block - 1u, victim = b.h.keys[2].block;
+    uint64_t tombstone = b.h.keys[3].block - COPIES, victim = b.h.keys[2].block;
     if (u->closed)
         cr_assert(host_close(&b.h));
     else
         crash(&b);
     spoil(&b, victim * CAIRN_BLOCK);
     if (u->garbage)
-        spoil(&b, (tombstone + 1 + RECORD) * CAIRN_BLOCK);
+        spoil(&b, (tombstone + COPIES + RECORD) * CAIRN_BLOCK);
     cairn_fault_arm(&b.plan, &(struct cairn_fault_rule){
         .fault = CAIRN_FAULT_EIO, .kinds = CAIRN_FAULT_READS, .nth = 1, .times = UINT64_MAX,
         .from = (tombstone + u->behind) * CAIRN_BLOCK,
@@ -292,7 +387,7 @@ Test(log_damage, what_cannot_be_read_may_be_a_tombstone)
         {.closed = false, .behind = 400, .opens = true},
         {.closed = false, .garbage = true, .behind = 400, .opens = false},
         /* The log ended before it. */
-        {.closed = true, .garbage = true, .behind = 2 + RECORD, .opens = true},
+        {.closed = true, .garbage = true, .behind = COPIES + RECORD + 1, .opens = true},
     };
     for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++)
         behind_unreadable(&cases[i]);
