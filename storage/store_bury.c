@@ -18,8 +18,9 @@ bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id
 }
 
 struct burial {
+    struct burying under_way;
     struct vault_op *op; /* NULL: not needed, or refused with st */
-    uint64_t version;
+    uint64_t version;    /* 0: not needed; at its end: nobody knows what it covers */
     cairn_status st;
 };
 
@@ -33,6 +34,9 @@ static void bury_begin(struct cairn_vault *v, const struct cairn_key *key, uint6
     if (id != CAIRN_ENTRY_NONE)
         cairn_index_entry(v->index, id)->flags |= CAIRN_ENTRY_DYING;
     b->version = ++v->version;
+    b->under_way = (struct burying){.next = v->burying};
+    cairn_key16(key->bytes, b->under_way.key16);
+    v->burying = &b->under_way;
     b->op = op_begin(v, (struct cairn_tier_op){.kind = CAIRN_TIER_TOMBSTONE, .key = *key,
                                                .version = b->version, .deadline_ns = deadline_ns},
                      wait, &b->st);
@@ -54,14 +58,27 @@ static void bury_failed(struct cairn_vault *v, const struct cairn_key *key, uint
     entry_remove(v, id, CAIRN_CAUSE_TOMBSTONE);
 }
 
+static void under_way_no_more(struct cairn_vault *v, struct burial *b)
+{
+    struct burying **at = &v->burying;
+    while (*at != &b->under_way)
+        at = &(*at)->next;
+    *at = b->under_way.next;
+}
+
 /* The end of a burial, whatever came of it. */
 static cairn_status bury_end(struct cairn_vault *v, const struct cairn_key *key, struct burial *b)
 {
+    if (!b->version)
+        return b->st;
     if (b->op)
         b->st = op_end(v, b->op);
     b->op = NULL;
-    if (b->st && b->version)
+    under_way_no_more(v, b);
+    if (b->st)
         bury_failed(v, key, b->version);
+    else if (b->under_way.forgot)
+        b->version = 0;
     return b->st;
 }
 
@@ -70,8 +87,9 @@ cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint6
 {
     struct burial b;
     bury_begin(v, key, deadline_ns, true, &b);
+    bury_end(v, key, &b);
     *covered = b.version;
-    return bury_end(v, key, &b);
+    return b.st;
 }
 
 /* --- deleting --- */
@@ -132,8 +150,10 @@ static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
         if (other || !v->tier || !bury_needed(v, &d->keys[n], id, 0))
             continue;
         bury_begin(v, &d->keys[n], d->deadline_ns, n == 0, b);
-        if (!b->op && n > 0)
+        if (!b->op && n > 0) {
+            under_way_no_more(v, b);
             break;
+        }
     }
     return n;
 }

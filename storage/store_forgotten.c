@@ -109,6 +109,8 @@ static bool may(struct cairn_vault *v, struct forgotten *f, const struct cairn_k
 void forgotten_note(struct cairn_vault *v, const uint8_t key16[16])
 {
     count(&v->c.forgotten, 1);
+    for (struct burying *b = v->burying; b; b = b->next)
+        b->forgot = b->forgot || memcmp(b->key16, key16, sizeof b->key16) == 0;
     note(v, v->forgotten, key16);
 }
 

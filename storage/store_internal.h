@@ -125,6 +125,7 @@ struct cairn_vault {
     uint64_t cleared[VAULT_SPACES]; /* values of a lower version are dead, or about to be   */
     struct drops *drops;
     struct forgotten *forgotten, *doubted; /* NULL: RAM only */
+    struct burying *burying;               /* keys whose tombstones are under way */
     struct identity_row identities[VAULT_IDENTITIES];
     uint64_t identity_tick;
     uint32_t identity_last;
@@ -214,6 +215,13 @@ uint8_t identity_number(struct cairn_vault *v, const uint8_t *fingerprint);
 void identity_put(struct cairn_vault *v, uint8_t number, uint64_t bytes);
 void identity_hit(struct cairn_vault *v, uint8_t number, uint64_t bytes);
 
+/* A key whose tombstone is under way. */
+struct burying {
+    struct burying *next;
+    uint8_t key16[16];
+    bool forgot; /* a record of it since: perhaps one that the tombstone does not cover */
+};
+
 /* store_forgotten.c: lock held */
 struct forgotten *forgotten_open(uint64_t disk_bytes);
 void forgotten_close(struct forgotten *f);
@@ -268,7 +276,8 @@ void host_doubted(void *arg, const struct cairn_summary_disk *r);
 bool bury_needed(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
                  uint64_t covered);
 /* Makes every version of the key up to now, *covered, dead on disk; the lock is not held while it
- * waits, and what came meanwhile may need a tombstone of its own. */
+ * waits, and what came meanwhile may need a tombstone of its own. *covered is 0 if some of that has
+ * been forgotten already: which versions, nobody knows. */
 cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint64_t deadline_ns,
                        uint64_t *covered);
 

@@ -319,6 +319,78 @@ Test(store_moments, puts_of_a_key_in_doubt_do_not_bury_each_other, .timeout = 24
     box_fini(&b);
 }
 
+/* --- a replacement whose tombstone something overtakes --- */
+
+static void *replaces_one(void *arg)
+{
+    struct putter *p = arg;
+    uint8_t bytes[SMALL];
+    struct cairn_iov iov;
+    struct cairn_put put = {.key = key_of(SUBJECT), .value = rig_sgl(&iov, bytes, SMALL),
+                            .flags = CAIRN_PUT_REPLACE};
+    value_fill(bytes, SUBJECT, p->gen, 0, SMALL);
+    cairn_vault_put(p->b->v, &put, 1, deadline(), NULL);
+    p->status = put.status;
+    return NULL;
+}
+
+/* Reading it fails, so the index forgets it; on the disk it is whole again afterwards. */
+static void forget(struct box *b, uint32_t block)
+{
+    uint64_t at = CAIRN_DATA_OFFSET + (block + 1u) * (uint64_t)CAIRN_BLOCK;
+    cr_assert_gt(cairn_vault_drop_ram(b->v), 0);
+    cairn_sim_flip(device, at, 5);
+    cr_assert_eq(get(b, SUBJECT, SMALL), CAIRN_MISS);
+    cairn_sim_flip(device, at, 5);
+    cr_assert(!holds(b, SUBJECT));
+}
+
+static bool record_of_a_value(const struct cairn_io *io)
+{
+    const struct cairn_record_disk *r = io->buf;
+    return io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD &&
+           r->loc.kind == CAIRN_RECORD_VALUE;
+}
+
+/* While the tombstone of a replacement is under way the value drops out of the index, is put again,
+ * written, and drops out again. The replacement shows, and the power goes before it is written:
+ * what it replaced must not be there. */
+Test(store_moments, what_was_put_and_forgotten_under_a_replacement_is_dead, .timeout = 240)
+{
+    struct box b;
+    static uint8_t bytes[SMALL];
+    box_init(&b, CAIRN_WRITE_THROUGH);
+    put(&b, SUBJECT, SMALL); /* generation 1, in blocks 1 and 2 */
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    struct putter replacer = {.b = &b, .gen = 2};
+    park();
+    cr_assert_eq(pthread_create(&replacer.thread, NULL, replaces_one, &replacer), 0);
+    await(&parked, 1);
+    forget(&b, 1);
+    put(&b, SUBJECT, SMALL); /* behind both copies of the tombstone: blocks 5 and 6 */
+    struct cairn_key k = key_of(SUBJECT);
+    while (!(cairn_vault_where(b.v, &k) & CAIRN_ON_DISK))
+        usleep(1000);
+    forget(&b, 5);
+    chosen = record_of_a_value;
+    atomic_store(&gate, GATE_ARMED);
+    unpark();
+    pthread_join(replacer.thread, NULL);
+    cr_assert_eq(replacer.status, CAIRN_OK);
+    gate_await();
+    struct cairn_sim *after = cairn_sim_power_cut(device, 1);
+    atomic_store(&gate, GATE_OPEN);
+    cairn_vault_close(b.v);
+    cairn_sim_destroy(device);
+    b.o.ioq_arg = device = after;
+    box_open(&b);
+    struct cairn_iov iov;
+    struct cairn_get g = {.key = key_of(SUBJECT), .out = rig_sgl(&iov, bytes, SMALL)};
+    cairn_vault_get(b.v, &g, 1, deadline(), NULL);
+    cr_assert_eq(g.status, CAIRN_MISS);
+    box_fini(&b);
+}
+
 /* --- a delete that something overtakes --- */
 
 /* While its tombstone is under way the value drops out of the index: what was held is deleted all
