@@ -51,9 +51,14 @@ def run(folder, text, names):
     """What pytest, again.py and tally.py say of these tests."""
     (folder / "tests").mkdir()
     (folder / "tests/test_it.py").write_text(text)
-    report, unstable = folder / "report.xml", folder / "unstable"
+    report = folder / "report.xml"
     subprocess.run([*PYTEST, f"--junitxml={report}", "tests"], cwd=folder, check=False, timeout=300)
-    again = subprocess.run([sys.executable, HELPERS / "again.py", report, unstable, *PYTEST],
+    return judge(folder, report, PYTEST, names)
+
+
+def judge(folder, report, command, names):
+    unstable = folder / "unstable"
+    again = subprocess.run([sys.executable, HELPERS / "again.py", report, unstable, *command],
                            cwd=folder, text=True, capture_output=True, timeout=300)
     assert again.returncode == 0, again.stderr
     said = subprocess.run([sys.executable, HELPERS / "tally.py", f"--unstable={unstable}", report],
@@ -100,3 +105,23 @@ def test_many_failures_are_the_suite_s(tmp_path, names):
 def test_a_file_that_cannot_be_imported_fails(tmp_path, names):
     counts, said = run(tmp_path, "import nothing_of_this_name\n", names)
     assert counts == "0 1 0" and "is no test" in said and not names
+
+
+PROGRAM = """
+add_test({name} /bin/sh -c "echo said: {says}
+    echo '[====] Synthesis: Tested: 3 | Passing: 2 | Failing: 1 | Crashing: 0'
+    test -e {mark} || {{ touch {mark}; exit 1; }}")
+"""
+
+
+@pytest.mark.parametrize("name, says, counts", [
+    ("connector/remote", "late", "3 0 0"), ("storage/remote", "late", "2 1 0"),
+    ("connector/remote", "WARNING: ThreadSanitizer: data race", "2 1 0")])
+def test_programs_in_c_with_servers(tmp_path, names, name, says, counts):
+    report = tmp_path / "report.xml"
+    (tmp_path / "CTestTestfile.cmake").write_text(
+        PROGRAM.format(name=name, says=says, mark=tmp_path / "mark"))
+    ctest = ["ctest", "--test-dir", tmp_path]
+    subprocess.run([*ctest, "--output-junit", report], check=False, timeout=300)
+    assert judge(tmp_path, report, ctest, names)[0] == counts
+    assert names == [f"{name}::{name}"] * counts.startswith("3")

@@ -230,14 +230,19 @@ static int calls_without_node(uint64_t timeout_ns)
     return waited;
 }
 
-/* Until the breaker lets a call through again. */
-static void wait_for_node(void)
+static void put_until_held(uint64_t id)
 {
     cairn_status st;
-    for (int i = 0; (st = put_within(3, 1000, PATIENCE)) != CAIRN_OK && st != CAIRN_EXISTS; i++) {
+    for (int i = 0; (st = put_within(id, 1000, PATIENCE)) != CAIRN_OK && st != CAIRN_EXISTS; i++) {
         cr_assert_lt(i, 6000, "the client never came back");
         usleep(10000);
     }
+}
+
+/* Until the breaker lets a call through again. */
+static void wait_for_node(void)
+{
+    put_until_held(3);
 }
 
 Test(remote, a_killed_node_is_a_fast_miss_until_it_is_back)
@@ -255,7 +260,7 @@ Test(remote, a_killed_node_is_a_fast_miss_until_it_is_back)
 Test(remote, a_stalled_node_costs_no_more_than_the_timeout)
 {
     reopen_with("&timeout=100ms");
-    cr_assert_eq(put_id(1, 1000), CAIRN_OK);
+    put_until_held(1);
     node_stall(&node);
     cr_assert_leq(calls_without_node(PATIENCE / 20), 50);
     node_go_on(&node);
