@@ -19,7 +19,7 @@ static const struct cairn_opt options[] = {
     {.name = "working-set", .type = CAIRN_OPT_SIZE, AT(working_set), .min = 64u << 20,
      .max = 1ull << 40, .help = "bytes of values in use (512MiB in RAM, 2GiB on disk)"},
     {.name = "path", .type = CAIRN_OPT_STRING, AT(path), .def = ".", .max = 1024,
-     .help = "directory for the disk figures' files, about 20 GB, removed at the end"},
+     .help = "directory for the disk figures' files, about 10 GiB, removed at the end"},
     {.name = "seconds", .type = CAIRN_OPT_DURATION, AT(seconds_ns), .def = "3s",
      .min = CAIRN_NS_PER_S / 10, .max = 600 * CAIRN_NS_PER_S,
      .help = "time a figure, Cairn and limit together"},

@@ -359,7 +359,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS",
                         help="for a sign of the decode server (default: 600)")
     parser.add_argument("--connections", type=int, default=256,
-                        help="of clients at once; one more is closed (default: 256)")
+                        help="of clients at once; one more is told 503 (default: 256)")
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
     for name in ("prefill_timeout", "timeout", "connections"):
