@@ -199,7 +199,8 @@ typedef struct cairn_store cairn_store;
  * puts, deletes and flushes CAIRN_BUSY (nothing was asked of it) or CAIRN_TIMEOUT or CAIRN_IO (it
  * did not answer: a put or delete is not sent again, and may have been done or not), at once after
  * a few calls in vain; it is tried again from time to time. A call waits for a sign of the node no
- * longer than its timeout= (1 s); those without a timeout of their own, no longer than that. */
+ * longer than its timeout= (1 s); those without a timeout of their own, no longer than that. With
+ * lazy=yes a node that is not there yet is the same, not an error: err says that it is not. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_open(const char *uri, cairn_store **ret, char *err,
                                                 size_t err_cap);
 /* Waits for what is in flight (bounded), then frees. What a write policy would write is written.
@@ -207,7 +208,7 @@ CAIRN_API CAIRN_CHECKED cairn_status cairn_open(const char *uri, cairn_store **r
 CAIRN_API void cairn_close(cairn_store *s);
 /* Text of all options, a line each: name, default, meaning. Static. */
 CAIRN_API const char *cairn_options_help(void);
-/* The largest value this store takes, in bytes. */
+/* The largest value this store takes, in bytes; 0: a node that has not been there yet. */
 CAIRN_API uint64_t cairn_value_max(const cairn_store *s);
 
 /* Makes the store remember an identity, for why(); put, get and lookup never need it. */

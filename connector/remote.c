@@ -39,6 +39,15 @@ static void locks_init(struct remote *r)
     cairn_breaker_open(&r->breaker, &breaker_limits, cairn_now_ns() ^ (uintptr_t)r);
 }
 
+static void identities_free(struct remote_identity *list)
+{
+    while (list) {
+        struct remote_identity *id = list;
+        list = id->next;
+        free(id);
+    }
+}
+
 static void remote_close(struct cairn_backend *b)
 {
     struct remote *r = remote_of(b);
@@ -50,7 +59,7 @@ static void remote_close(struct cairn_backend *b)
     pthread_mutex_destroy(&r->lock);
     pthread_cond_destroy(&r->changed);
     cairn_breaker_close(&r->breaker);
-    free(r->identity);
+    identities_free(r->identities);
     free(r);
 }
 
@@ -332,18 +341,28 @@ static cairn_status remote_flush(struct cairn_backend *b, uint64_t deadline_ns)
 
 /* --- identities --- */
 
+/* As the latest of all, where it is known already too; beyond the last place they are forgotten. */
 static bool identity_keep(struct remote *r, const void *canon, size_t len)
 {
+    struct remote_identity *id = cairn_malloc(sizeof *id + len);
+    if (!id)
+        return false;
+    id->len = len;
+    memcpy(id->canon, canon, len);
     pthread_mutex_lock(&r->identity_lock);
-    uint8_t *copy = cairn_malloc(len);
-    if (copy) {
-        memcpy(copy, canon, len);
-        free(r->identity);
-        r->identity = copy;
-        r->identity_len = len;
+    id->next = r->identities;
+    r->identities = id;
+    struct remote_identity **at = &id->next;
+    for (uint32_t kept = 1; *at && kept < REMOTE_IDENTITIES_MAX; at = &(*at)->next, kept++)
+        if ((*at)->len == len && memcmp((*at)->canon, canon, len) == 0)
+            break;
+    struct remote_identity *gone = *at;
+    if (gone) {
+        *at = gone->next;
+        free(gone);
     }
     pthread_mutex_unlock(&r->identity_lock);
-    return copy != NULL;
+    return true;
 }
 
 struct text_call {

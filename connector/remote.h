@@ -17,6 +17,14 @@ struct remote_life {
 };
 
 #define REMOTE_LEAVING_MAX 128u
+/* Of an engine: one a rank and KV group. */
+#define REMOTE_IDENTITIES_MAX 64u
+
+struct remote_identity {
+    struct remote_identity *next;
+    size_t len;
+    uint8_t canon[];
+};
 
 /* What this client saw, beside what the node counts. */
 struct remote_counts {
@@ -33,7 +41,7 @@ struct remote {
     struct remote_options o;
     struct remote_arenas arenas;
     struct remote_counts counts;
-    _Atomic uint64_t value_max;
+    _Atomic uint64_t value_max;           /* 0: the node was not there yet                        */
     _Atomic uint64_t copied;              /* bytes of views that are copies                       */
     _Atomic uint64_t lease_due_ns;        /* no lease that nobody viewed ends before              */
 
@@ -53,8 +61,7 @@ struct remote {
     struct remote_life unflushed;         /* of the node that accepted puts since the last flush  */
 
     pthread_mutex_t identity_lock;
-    uint8_t *identity;                    /* canonical bytes of the last one noted, or NULL       */
-    size_t identity_len;
+    struct remote_identity *identities;   /* that each life of the node is told, the latest first */
 };
 
 /* Something that is done over a connection. CAIRN_OK or CAIRN_BUSY: the connection is as good as
@@ -73,7 +80,7 @@ void remote_accepted(struct remote *r, const struct remote_conn *c);
 void remote_unknown(struct remote *r, uint64_t keys);
 /* A deadline for calls that are given none. */
 uint64_t remote_patience(const struct remote *r);
-/* Makes the first connection; err: one sentence. */
+/* Makes the first connection; err: one sentence, also of a node that need not be there yet. */
 cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap);
 void remote_pool_close(struct remote *r);
 /* Why a run that failed did so, as a cause of each of its keys, and what callers are told. */

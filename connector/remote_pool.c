@@ -248,9 +248,9 @@ static void drop_idle(struct remote *r, bool all)
 static void introduce(struct remote *r, struct remote_conn *c)
 {
     pthread_mutex_lock(&r->identity_lock);
-    if (r->identity) {
+    for (const struct remote_identity *id = r->identities; id; id = id->next) {
         conn_command(c, "CAIRN.IDENTITY", 1);
-        conn_bytes(c, r->identity, r->identity_len);
+        conn_bytes(c, id->canon, id->len);
     }
     pthread_mutex_unlock(&r->identity_lock);
 }
@@ -411,11 +411,24 @@ cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t dead
     return st;
 }
 
+/* Nothing there, or nothing that answers: a node may come yet, unlike where one refuses. */
+static bool may_come(const struct remote *r, cairn_status st)
+{
+    return r->o.lazy && (st == CAIRN_NOTFOUND || st == CAIRN_TIMEOUT || st == CAIRN_IO);
+}
+
 cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap)
 {
     struct remote_conn *c;
+    uint64_t wait_ns = r->o.lazy && r->o.timeout_ns < OPEN_NS ? r->o.timeout_ns : OPEN_NS;
     count(&r->counts.dials);
-    cairn_status st = conn_open(&r->o, &r->arenas, cairn_deadline_ns(OPEN_NS), &c, err, err_cap);
+    cairn_status st = conn_open(&r->o, &r->arenas, cairn_deadline_ns(wait_ns), &c, err, err_cap);
+    if (st)
+        count(&r->counts.dials_failed);
+    if (may_come(r, st)) {
+        cairn_breaker_silent(&r->breaker, cairn_now_ns());
+        return CAIRN_OK;
+    }
     if (st)
         return st;
     atomic_store_explicit(&r->value_max, c->hello.value_max, memory_order_relaxed);

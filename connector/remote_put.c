@@ -195,7 +195,8 @@ static cairn_status refusal(struct remote *r, const struct cairn_put *p, int32_t
     if (len == 0 || memcmp(&p->key, &none, sizeof none) == 0 || p->side_len > CAIRN_SIDE_MAX ||
         (p->side_len && !p->side) || p->value.mem != CAIRN_MEM_HOST)
         return CAIRN_INVAL;
-    if (len > atomic_load_explicit(&r->value_max, memory_order_relaxed)) {
+    uint64_t max = atomic_load_explicit(&r->value_max, memory_order_relaxed);
+    if (max && len > max) {
         *ret_cause = CAIRN_CAUSE_TOO_BIG;
         return CAIRN_TOOBIG;
     }

@@ -14,6 +14,8 @@ const struct cairn_opt remote_option_table[] = {
      .max = 3600 * CAIRN_NS_PER_S, .offset = AT(timeout_ns),
      .help = "longest wait for a sign of the node, after which it counts as gone; a call's own "
              "timeout counts if it is shorter"},
+    {.name = "lazy", .type = CAIRN_OPT_BOOL, .def = "no", .offset = AT(lazy),
+     .help = "yes = a node that is not there yet is no error: all is a miss until it is"},
     {.name = "connections", .type = CAIRN_OPT_COUNT, .def = "4", .min = 1, .max = 64,
      .offset = AT(connections), .help = "sockets, so many calls at once; made when needed"},
     {.name = "window", .type = CAIRN_OPT_SIZE, .def = "32MiB", .min = 0, .max = 1024 * MIB,

@@ -14,6 +14,7 @@ struct remote_options {
     uint64_t window, copies;           /* bytes                 */
     uint64_t workers;
     bool attach;
+    bool lazy;
     char tenant[64];
 };
 

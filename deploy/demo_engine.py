@@ -28,8 +28,9 @@ class EngineProcess:
     def __init__(self, model: Path, uri: str | None, log: Path, *, hash_seed: int = 0,
                  kv_gib: int = 2, multiprocess: bool = False, max_len: int = 8192,
                  block: int | None = None, blocks: int | None = None, ranks: int = 1,
-                 transfer: dict[str, Any] | None = None) -> None:
-        """transfer: the whole configuration of vLLM's connectors, where it is not that of a uri."""
+                 transfer: dict[str, Any] | None = None, python: str = sys.executable) -> None:
+        """transfer: the whole configuration of vLLM's connectors, where it is not that of a uri.
+        python: of the venv whose vLLM is meant."""
         self.log = log
         env = dict(os.environ, PYTHONHASHSEED=str(hash_seed), HF_HUB_OFFLINE="1",
                    TRANSFORMERS_OFFLINE="1", VLLM_NO_USAGE_STATS="1",
@@ -44,7 +45,7 @@ class EngineProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, __file__, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [python, __file__, given], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=output, env=env, text=True, start_new_session=True)
         self.pid = self._process.pid
         self.identity = self._answer()["identity"]

@@ -4,6 +4,7 @@ import mmap
 import os
 import random
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "deploy"))
 from demo_engine import EngineError, EngineProcess  # noqa: E402
+from patience import STALL  # noqa: E402
 
 pytestmark = pytest.mark.timeout(1500)
 MODEL = ROOT / "build" / "model"
+PYTHONS = {"0.28": Path(sys.executable), "0.32": ROOT / "build/venv-0.32/bin/python"}
 DOCUMENT = Path("/usr/share/common-licenses/GPL-3")
 BLOCK = 128
 
@@ -157,6 +160,33 @@ def test_engines_share_a_node(start, words, node):
     engine.reset()
     alone = engine.answer(prompt)
     assert alone["cached_tokens"] == 0 and alone["finish"] == "length"
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_a_node_may_come_after_its_engine(start, words, new_node, version, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "connector/python"))
+    assert PYTHONS[version].exists(), f"{PYTHONS[version]} is missing; tests/run engine makes it"
+    prompt = words[:4 * BLOCK + 60]
+    node = new_node()
+    uri = f"unix:{node.socket}"
+    engine = start("early", uri=uri, python=str(PYTHONS[version]))
+    assert engine.identity and "until it is there" in engine.log.read_text()
+    assert engine.answer(prompt)["cached_tokens"] == 0
+    own = engine.answer(prompt)
+    assert own["cached_tokens"] == 4 * BLOCK and own["loaded_tokens"] == 0
+    node.start("--ram=512MiB")
+    end = time.monotonic() + 5 + STALL
+    while True:
+        engine.reset()
+        loaded = engine.answer(prompt)  # what was computed without the node is not in it
+        if loaded["loaded_tokens"]:
+            break
+        assert time.monotonic() < end, engine.log.read_text()
+    assert hit(loaded, 4 * BLOCK) and same(loaded, own)
+    assert "is there now" in engine.log.read_text()
+    with cairn.open(uri) as store:
+        assert store.why(cairn.Identity(**engine.identity))["known"]
+    engine.stop()
 
 
 def damaged(start, place, words, prompts, chunk):

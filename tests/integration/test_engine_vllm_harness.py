@@ -54,6 +54,25 @@ def storms(node, seed):
         thread.join()
 
 
+@contextlib.contextmanager
+def after(text, log, then):
+    """Does something once a log says this."""
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.01):
+            if log.exists() and text in log.read_text(errors="replace"):
+                return then()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def run(version, uri, place, *options, seed=None, until=()):
     """What the harness says of one run; its seed is printed. However the dice fall, it goes on
     until the events that the test is about have been met so often."""
@@ -104,6 +123,14 @@ def test_few_blocks_and_small_steps(version, place):
 
 def test_sliding_windows(place):
     run("0.32", embedded(place), place, "--windows", 1, "--blocks", 200, until=REUSE)
+
+
+@pytest.mark.parametrize("version", PYTHONS)
+def test_a_node_that_comes_after_its_engine(version, place):
+    with Node(place / "node", ram="128MiB", disk="1GiB") as node:
+        node.kill()
+        with after("until it is there", place / "harness.log", node.start):
+            run(version, node.uri, place, until=REUSE)
 
 
 @pytest.mark.parametrize("version", PYTHONS)

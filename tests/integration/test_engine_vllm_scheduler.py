@@ -694,6 +694,18 @@ def test_a_node_that_freezes_and_one_that_dies(rig, node):
     assert hits_again(h, tokens, "restarted")
 
 
+def test_a_node_may_come_after_its_engine(rig, new_node):
+    node = new_node()
+    uri = f"unix:{node.socket}"
+    h = rig(uri=uri)  # a lookup may take 20 s
+    early = [answer(h, tokens_of(h, 50 + i, 500), f"early{i}") for i in range(5)]
+    assert not any(loaded for _, loaded in early) and usual(waited for waited, _ in early) < 10
+    node.start()
+    assert hits_again(h, tokens_of(h, 13, 900), "there")
+    with cairn.open(uri) as store:
+        assert store.why(h.scheduler.connector.scheduler.names.parts[0])["known"]
+
+
 # --- events ---
 
 

@@ -1,5 +1,6 @@
 """The worker half of the vLLM connector on real tensors and real stores, without an engine."""
 import functools
+import logging
 import os
 import random
 import threading
@@ -18,7 +19,7 @@ from cairn._vllm_apart import LinkedStore, Listener  # noqa: E402
 from cairn._vllm_metrics import PromMetrics, Stats  # noqa: E402
 from cairn._vllm_pages import GroupPages, Unsupported, group_pages  # noqa: E402
 from patience import STALL  # noqa: E402
-from vllm_rig import BLOCKS, LAYOUTS, NEW, Rig  # noqa: E402
+from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, dense  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -290,6 +291,61 @@ def test_a_node_that_is_gone_costs_nobody_their_request(rig, rng, node):
         assert told.received == {f"r{i}"} and told.bad == set(blocks[0].tolist())
         assert r.save(keys, blocks).refused
     assert time.monotonic() - began < 5 + STALL
+
+
+@pytest.fixture
+def said():
+    """What the connector writes to the engine's log."""
+    lines, handler, log = [], logging.Handler(), logging.getLogger("vllm.cairn")
+    handler.emit = lambda record: lines.append(record.getMessage())
+    log.addHandler(handler)
+    yield lines
+    log.removeHandler(handler)
+
+
+def becomes(what):
+    end = time.monotonic() + STALL
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_node_may_come_after_its_engine(rig, rng, new_node, said):
+    node = new_node()
+    uri = f"unix:{node.socket}"
+    r = rig(uri)
+    assert "until it is there this engine goes on without the cache" in "".join(said)
+    keys = some_keys(rng, 2, 1)
+    blocks = distinct(rng, r.per, 2)
+    want = [r.page(0, b) for b in blocks[0]]
+    for name in ("early", "later"):
+        assert r.load(keys, blocks, request=name).bad == set(blocks[0].tolist())
+        assert r.save(keys, blocks).refused
+    node.start()
+    becomes(lambda: r.side._store.value_max)
+    assert not r.save(keys, blocks).refused
+    r.raw[:] = 0
+    assert not r.load(keys, blocks).bad
+    assert all((r.page(0, b) == w).all() for b, w in zip(blocks[0], want))
+    becomes(lambda: f"cairn: {uri} is there now" in said)
+    with cairn.open(uri) as store:
+        becomes(lambda: store.why(cairn.Identity(**r.described.fields[0]))["known"])
+
+
+def test_a_node_that_comes_with_too_little_memory_is_told_of(rig, rng, new_node, said, monkeypatch):
+    inner, page = (16, 1, 40000), 16 * 40000 * 2
+    strides, size = dense((BLOCKS, *inner), 2)
+    assert size == BLOCKS * page
+    monkeypatch.setitem(LAYOUTS, "large", (size, [[
+        Layer("model.layers.0.attn", 0, (BLOCKS, *inner), strides, torch.bfloat16)]], [64]))
+    node = new_node()
+    r = rig(f"unix:{node.socket}", "large")
+    node.start("--ram=8MiB")
+    becomes(lambda: r.side._store.value_max)
+    assert 0 < r.side._store.value_max < 4 * page
+    for _ in range(3):
+        assert r.save(some_keys(rng, 1, 1), distinct(rng, r.per, 1)).refused
+    assert sum("give it more ram" in line for line in said) == 1
 
 
 def test_ranks_have_a_part_each(rig, rng, node):

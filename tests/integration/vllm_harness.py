@@ -478,8 +478,6 @@ class Harness:
     def misses(self) -> dict[str, int]:
         """What the store itself counted, by cause."""
         from cairn import _vllm_store
-        if self.o.uri not in _vllm_store._stores:
-            return {}  # the node was gone when the engine started: it runs without
         store = _vllm_store.acquire(self.o.uri)
         try:
             return {k: v for k, v in store.stats().get("misses", {}).items() if v}

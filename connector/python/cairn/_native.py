@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import NotFoundError, VersionError, error
 
-OK, EXISTS, MISS = 0, -2, -1
+OK, EXISTS, MISS, TOOBIG = 0, -2, -1, -12
 STATE, INVAL = -41, -40
 PUT_REPLACE = 1
 GET_RANGE = 1

@@ -1,13 +1,17 @@
-"""The stores of this process: one for each URI, whoever asks for it, since a log has one owner."""
+"""The stores of this process: one for each URI, whoever asks for it, since a log has one owner. A
+node may be started after its engine."""
 
 from __future__ import annotations
 
 import atexit
 import threading
+import time
 from typing import TYPE_CHECKING
 
+import numpy as np
 from vllm.logger import init_logger
 
+from .errors import StateError
 from .store import Store, finish, open as store_open
 
 if TYPE_CHECKING:
@@ -15,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.cairn")
 FLUSH_SECONDS = 60.0
+PROBE_SECONDS = 0.5
 _lock = threading.Lock()
 _stores: dict[str, tuple[Store, int]] = {}
 
@@ -32,9 +37,36 @@ def without(why: object) -> str:
 
 def acquire(uri: str, timeout: float = 30.0) -> Store:
     with _lock:
-        store, users = _stores.get(uri) or (store_open(uri, timeout=timeout), 0)
+        store, users = _stores.get(uri) or (_opened(uri, timeout), 0)
         _stores[uri] = store, users + 1
         return store
+
+
+def _opened(uri: str, timeout: float) -> Store:
+    if uri.startswith("embedded:"):
+        return store_open(uri, timeout=timeout)
+    address, _, options = uri.partition("?")
+    store = store_open(f"{address}?lazy=yes&{options}", timeout=timeout)
+    if store.not_there:
+        logger.warning("cairn: %s; until it is there this engine goes on without the cache",
+                       store.not_there)
+        threading.Thread(target=_await, args=(store, uri), name="cairn-await", daemon=True).start()
+    return store
+
+
+def _await(store: Store, uri: str) -> None:
+    """The client tries a node that is gone when it is called: here, so that no request does."""
+    try:
+        while not store.value_max:
+            time.sleep(PROBE_SECONDS)
+            probe(store)
+        logger.info("cairn: %s is there now", uri)
+    except StateError:
+        pass  # it is closed
+
+
+def probe(store: Store) -> None:
+    store.lookup(np.ones((1, 32), np.uint8))
 
 
 def release(uri: str) -> None:

@@ -81,6 +81,7 @@ class WorkerSide:
         self._bad_blocks: set[int] = set()
         self._report = Report()
         self._told = False  # what self._described says
+        self._told_size = False
         self._stats = Stats()
         if refusal(config) is None:
             self._open()
@@ -118,16 +119,16 @@ class WorkerSide:
             link=self._listener.path if self._listener else None)
         self._name("")
         logger.info("cairn: %s: chunks of %d tokens, %s bytes", self._options.uri, chunk_tokens,
-                    " + ".join(str(part.blocks * part.pages.page_bytes) for part in self._parts))
+                    self._value_bytes())
 
     def _fits(self, pages: list[GroupPages], chunk_tokens: int) -> None:
         assert self._store is not None
+        most = self._store.value_max  # 0: its node has yet to come, and to say
         for page, spec in zip(pages, self._specs):
             value = page.page_bytes * (chunk_tokens // spec.block_size)
-            if value > self._store.value_max:
+            if most and value > most:
                 raise Unsupported(f"a chunk of {chunk_tokens} tokens has {value} bytes and the "
-                                  f"store takes values up to {self._store.value_max}; give it more "
-                                  "ram")
+                                  f"store takes values up to {most}; give it more ram")
 
     def _name(self, epoch: str) -> None:
         """From here on the parts are those of the weights of this epoch."""
@@ -233,7 +234,7 @@ class WorkerSide:
             self._queue.close()
         store, self._store = self._store, None
         if store is not None:
-            stores.release(store.uri)
+            stores.release(self._options.uri)
 
     # --- calls on their way ---
 
@@ -291,6 +292,7 @@ class WorkerSide:
                                int(bad.sum()))
             if not flight.load:
                 self._saving -= flight.size
+                self._told_size = self._told_size or self._too_big(status)
             elif flight.epoch != self._epoch:
                 bad[:] = True  # made by weights that are gone
             missed: dict[int, list[np.ndarray]] = {t.id: [] for t in flight.transfers}
@@ -300,6 +302,18 @@ class WorkerSide:
                 missed[t.id].append(rows.chunks[bad[begin:end]])
             for t in flight.transfers:
                 (self._load_ended if flight.load else self._save_ended)(t, missed[t.id])
+
+    def _too_big(self, status: np.ndarray) -> bool:
+        """A node that has come, or come back, with less memory than the chunks need."""
+        found = bool((status == _native.TOOBIG).any())
+        if found and self._store is not None:
+            logger.warning("cairn: nothing is saved: a chunk has %s bytes and the store takes "
+                           "values up to %d; give it more ram", self._value_bytes(),
+                           self._store.value_max)
+        return found
+
+    def _value_bytes(self) -> str:
+        return " + ".join(str(part.blocks * part.pages.page_bytes) for part in self._parts)
 
     def _load_ended(self, load: Transfer, missed: list[np.ndarray]) -> None:
         """missed: of each group, the chunks that did not arrive."""

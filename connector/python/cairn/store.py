@@ -110,7 +110,14 @@ class Store:
         if status < 0:
             raise error(status, why.value.decode(errors="replace") or f"{uri} could not be opened")
         self._handle = handle.value
-        self.value_max = int(_native.lib().cairn_value_max(handle))
+        self.not_there: str = why.value.decode(errors="replace")
+        """Why a node could not be reached yet (lazy=yes); empty: it could."""
+
+    @property
+    def value_max(self) -> int:
+        """Bytes of the largest value that this store takes; 0: its node has not been there yet."""
+        with self._call() as handle:
+            return int(_native.lib().cairn_value_max(handle))
 
     @contextlib.contextmanager
     def _call(self) -> Iterator[int]:
@@ -166,10 +173,10 @@ class Store:
         iov, counts, keep = runs(values, "values", False)
         if len(counts) != len(array):
             raise InvalidError(f"{len(array)} keys and {len(counts)} values")
-        sizes = value_bytes(iov, counts)
-        if len(sizes) and int(sizes.max()) > self.value_max:
+        sizes, most = value_bytes(iov, counts), self.value_max
+        if most and len(sizes) and int(sizes.max()) > most:
             raise TooBigError(f"values[{int(sizes.argmax())}] has {int(sizes.max())} bytes; "
-                              f"the largest this store takes is {self.value_max}")
+                              f"the largest this store takes is {most}")
         if parent is None:
             parent = getattr(keys, "parent", None)
         records = _side_records(side, len(array))
@@ -349,7 +356,8 @@ def open(uri: str, *, timeout: float = 30.0) -> Store:
     """Opens a store: "embedded:///folder?ram=1GiB&disk=8GiB", "embedded:?ram=1GiB" without a disk,
     or a node's: "unix:/run/cairn/cairn.sock", "tcp://127.0.0.1:7379". cairn.options_help() lists
     the options. timeout: seconds that put, get, lease and delete wait at most, where they are not
-    told otherwise. A node that goes away later is no error: gets miss, puts are refused."""
+    told otherwise. A node that goes away later is no error: gets miss, puts are refused; with
+    lazy=yes neither is one that is not there yet, and Store.not_there says so."""
     return Store(uri, timeout=timeout)
 
 

@@ -94,6 +94,9 @@ Test(address, what_is_wrong_is_said_in_a_sentence)
     refused("tcp://127.0.0.1:1?timeout=1s", CAIRN_NOTFOUND, "127.0.0.1:1");
     refused("unix:/x?timout=1s", CAIRN_INVAL, "timeout");
     refused("unix:/x?connections=0", CAIRN_INVAL, "connections");
+    refused("unix:relative.sock?lazy=yes", CAIRN_INVAL, "absolute");
+    refused("tcp://10.0.0.1:7379?lazy=yes", CAIRN_UNSUPPORTED, "10.0.0.1");
+    refused("unix:/x?lazy=perhaps", CAIRN_INVAL, "lazy");
     refused("unix:/x?ram=1GiB", CAIRN_INVAL, "ram");
     refused("http://127.0.0.1:80", CAIRN_INVAL, "unix:/run/cairn/cairn.sock");
     cr_assert_not_null(strstr(cairn_options_help(), "attach=yes"));
@@ -102,7 +105,7 @@ Test(address, what_is_wrong_is_said_in_a_sentence)
 Test(remote, another_tenant_is_refused_by_the_node)
 {
     char uri[300];
-    snprintf(uri, sizeof uri, "%s&tenant=somebody", store_uri);
+    snprintf(uri, sizeof uri, "%s&lazy=yes&tenant=somebody", store_uri);
     refused(uri, CAIRN_UNSUPPORTED, "default");
 }
 
@@ -254,6 +257,55 @@ Test(remote, a_killed_node_is_a_fast_miss_until_it_is_back)
     cr_assert(node_start(&node));
     wait_for_node();
     cr_assert_eq(get_within(1, 1000, PATIENCE), CAIRN_MISS, "the node lost its memory");
+    cr_assert_eq(get_within(3, 1000, PATIENCE), CAIRN_OK);
+}
+
+static cairn_identity *identity_of(const char *model)
+{
+    const struct cairn_field fields[] = {{"model", model}, {"chunk_tokens", "16"}};
+    cairn_identity *id = NULL;
+    cr_assert_eq(cairn_identity_create(fields, 2, &id, NULL, 0), CAIRN_OK);
+    return id;
+}
+
+static bool node_knows(const cairn_identity *id)
+{
+    char text[8192];
+    cr_assert_lt(cairn_why(store, id, text, sizeof text), sizeof text);
+    return strstr(text, "\"known\": true");
+}
+
+Test(remote, a_node_may_come_after_its_clients)
+{
+    char err[512] = "";
+    cairn_identity *ids[] = {identity_of("one"), identity_of("another")};
+    node_end(&node, SIGKILL);
+    cairn_close(store);
+    refused(store_uri, CAIRN_NOTFOUND, "start cairnd");
+    strcat(store_uri, "&lazy=yes");
+    cr_assert_eq(cairn_open(store_uri, &store, err, sizeof err), CAIRN_OK);
+    cr_assert_not_null(strstr(err, "start cairnd"), "%s", err);
+    cr_assert_eq(cairn_value_max(store), 0);
+    cr_assert_leq(calls_without_node(500 * MS), 50);
+    for (int i = 0; i < 4; i++)
+        cr_assert_neq(cairn_note_identity(store, ids[i % 2]), CAIRN_OK);
+    cr_assert(node_start(&node));
+    wait_for_node();
+    cr_assert_gt(cairn_value_max(store), 0);
+    cr_assert_eq(get_within(3, 1000, PATIENCE), CAIRN_OK);
+    for (int i = 0; i < 2; i++) {
+        cr_assert(node_knows(ids[i]), "it was noted before the node was there");
+        cairn_identity_destroy(ids[i]);
+    }
+}
+
+Test(remote, a_stalled_node_may_go_on_after_its_clients_came)
+{
+    node_stall(&node);
+    reopen_with("&lazy=yes&timeout=100ms");
+    cr_assert_eq(cairn_value_max(store), 0);
+    node_go_on(&node);
+    wait_for_node();
     cr_assert_eq(get_within(3, 1000, PATIENCE), CAIRN_OK);
 }
 
