@@ -395,10 +395,7 @@ static uint32_t walk_look(struct cairn_nvme *t, struct recovery *r, const struct
             look_mark(t, w, h, &session);
         }
     }
-    if ((r->io_error || s->count > count) && walk_unborn(t, w)) {
-        r->io_error = false;
-        s->count = count;
-    }
+    r->io_error = r->io_error && !walk_unborn(t, w);
     return 0;
 }
 
@@ -533,6 +530,14 @@ static cairn_status unreadable(struct cairn_nvme *t)
                      t->path);
 }
 
+/* Does the chain end between the two copies of a mark? Then a footer is to be the second one. */
+static bool walk_lone(const struct nvme_seg *s, const struct walk *w)
+{
+    const struct cairn_summary_disk *last = &w->f->sums[s->count - 1];
+    bool marks = last->kind == CAIRN_RECORD_TOMBSTONE || last->kind == CAIRN_RECORD_CLEAR;
+    return marks && w->block == last->block + last->blocks;
+}
+
 static cairn_status walk_segment(struct cairn_nvme *t, struct recovery *r, uint32_t seg)
 {
     struct nvme_seg *s = &t->segs[seg];
@@ -544,6 +549,7 @@ static cairn_status walk_segment(struct cairn_nvme *t, struct recovery *r, uint3
     s->next = s->done = w.block;
     if (s->count == 0)
         return r->io_error ? unreadable(t) : CAIRN_OK;
+    s->broken = s->broken || walk_lone(s, &w);
     verify_tail(t, r, &w);
     if (r->io_error)
         return unreadable(t);

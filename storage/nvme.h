@@ -83,7 +83,7 @@ struct nvme_seg {
     bool no_footer;   /* sealed in memory only: found by its headers       */
     bool guessed;     /* recovery knows its life from elsewhere than its head */
     uint32_t next;    /* first block without a record                      */
-    uint32_t count;   /* records, holes included                           */
+    uint32_t count;   /* records, holes included, second copies not                           */
     uint32_t done;    /* records below it are completely written           */
     uint32_t mark;    /* done when the sync in flight was started          */
     uint32_t synced;  /* records below it are durable                      */

@@ -16,6 +16,15 @@ static void spoil(struct bench *b, uint64_t off)
         cairn_sim_flip(b->sim, off + at, 0);
 }
 
+/* A write that was lost. */
+static void wipe(struct bench *b, uint64_t off)
+{
+    static const uint8_t none[CAIRN_BLOCK];
+    cairn_sim_poke(b->sim, off, none, sizeof none);
+}
+
+typedef void (*harm)(struct bench *b, uint64_t off);
+
 static uint32_t held_in(const struct log_host *h, uint32_t seg)
 {
     uint32_t n = 0;
@@ -254,7 +263,7 @@ static void dead_stays(struct bench *b, uint64_t dead, uint64_t lost)
 }
 
 /* Value 1 is deleted and that is the end of the log. One copy of its tombstone is damaged. */
-static void tombstone_damaged(uint32_t copy, bool clean)
+static void tombstone_damaged(uint32_t copy, bool clean, harm damage)
 {
     struct bench b;
     bench_init(&b);
@@ -269,21 +278,23 @@ static void tombstone_damaged(uint32_t copy, bool clean)
         cr_assert(host_close(&b.h));
     else
         crash(&b);
-    spoil(&b, (tombstone + copy) * CAIRN_BLOCK);
+    damage(&b, (tombstone + copy) * CAIRN_BLOCK);
     dead_stays(&b, 1, 1);
 }
 
 Test(log_damage, a_damaged_tombstone_brings_nothing_back)
 {
     for (uint32_t copy = 0; copy < COPIES; copy++) {
-        tombstone_damaged(copy, false);
-        tombstone_damaged(copy, true);
+        tombstone_damaged(copy, false, spoil);
+        tombstone_damaged(copy, true, spoil);
+        tombstone_damaged(copy, false, wipe);
+        tombstone_damaged(copy, true, wipe);
     }
 }
 
 /* A value and a tombstone are synced together. The value's header is damaged, and no header behind
  * it was written after that sync. */
-Test(log_damage, a_tombstone_behind_a_damaged_end_counts)
+static void value_before_damaged(harm damage)
 {
     struct bench b;
     bench_init(&b);
@@ -296,8 +307,39 @@ Test(log_damage, a_tombstone_behind_a_damaged_end_counts)
     uint64_t victim = b.h.keys[3].block;
     settle(&b);
     crash(&b);
-    spoil(&b, victim * CAIRN_BLOCK);
+    damage(&b, victim * CAIRN_BLOCK);
     dead_stays(&b, 1, 3);
+}
+
+Test(log_damage, a_tombstone_behind_a_damaged_end_counts)
+{
+    value_before_damaged(spoil);
+    value_before_damaged(wipe);
+}
+
+/* The power goes between the copies of a tombstone; whoever opens the log next lets it count. Then
+ * one copy is all there is, and later damaged. */
+Test(log_damage, one_copy_that_landed_is_not_left_alone)
+{
+    struct bench b;
+    bench_init(&b);
+    open_ok(&b.h);
+    for (uint64_t id = 0; id < 4; id++)
+        put_six(&b, id);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
+    uint64_t tombstone = b.h.keys[3].block + RECORD;
+    settle(&b);
+    crash(&b);
+    wipe(&b, (tombstone + 1) * CAIRN_BLOCK);
+    open_ok(&b.h);
+    cr_assert_eq(host_get(&b.h, 1), CAIRN_MISS);
+    put_six(&b, 10);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    settle(&b);
+    crash(&b);
+    spoil(&b, tombstone * CAIRN_BLOCK);
+    dead_stays(&b, 1, 1);
 }
 
 /* Segments full of tombstones, without their footers: the second copies take no room in them. */
