@@ -276,6 +276,16 @@ CAIRN_API int cairn_queue_fd(const cairn_queue *q);
 /* The arrays and what they point to belong to the queue until polled. CAIRN_BUSY = full. */
 CAIRN_API CAIRN_CHECKED cairn_status cairn_submit_get(cairn_queue *q, struct cairn_get *gets,
                                                       size_t count, uint64_t timeout_ns, void *tag);
+/* Several of these calls at once, each with a completion of its own: the first calls[0].count of
+ * the gets are those of calls[0], and so on. Returns how many of the calls were taken, the first
+ * ones; fewer than count = full. */
+struct cairn_call {
+    size_t count;
+    void *tag;
+};
+CAIRN_API CAIRN_CHECKED size_t cairn_submit_gets(cairn_queue *q, struct cairn_get *gets,
+                                                 const struct cairn_call *calls, size_t count,
+                                                 uint64_t timeout_ns);
 CAIRN_API CAIRN_CHECKED cairn_status cairn_submit_put(cairn_queue *q, struct cairn_put *puts,
                                                       size_t count, uint64_t timeout_ns, void *tag);
 /* Takes up to cap completions; waits up to timeout_ns for the first. */

@@ -307,10 +307,9 @@ static uint64_t part_bytes(const struct cairn_pool *p, const struct job *j)
     return part < PART_BYTES ? PART_BYTES : part;
 }
 
-static cairn_status submit(cairn_queue *q, struct job job, void *tag)
+/* Makes a job ready for begin(); false: the queue is full. */
+static bool prepare(cairn_queue *q, struct job job, void *tag, struct job_list *ready)
 {
-    if (!q || !cairn_handle_ours(q->store))
-        return CAIRN_STATE;
     pthread_mutex_lock(&q->lock);
     struct job *j = q->free;
     if (j) {
@@ -319,16 +318,32 @@ static cairn_status submit(cairn_queue *q, struct job job, void *tag)
     }
     pthread_mutex_unlock(&q->lock);
     if (!j)
-        return CAIRN_BUSY;
-    struct cairn_pool *p = q->store->pool;
+        return false;
     *j = job;
     j->queue = q;
     j->result.tag = tag;
-    j->part_bytes = part_bytes(p, j);
+    j->part_bytes = part_bytes(q->store->pool, j);
+    push(ready, j);
+    return true;
+}
+
+static void begin(struct cairn_pool *p, struct job_list *ready)
+{
     pthread_mutex_lock(&p->lock);
-    push(j->kind == JOB_GET ? &p->gets : &p->puts, j);
+    for (struct job *j; (j = pop(ready));)
+        push(j->kind == JOB_GET ? &p->gets : &p->puts, j);
     pthread_cond_signal(&p->work);
     pthread_mutex_unlock(&p->lock);
+}
+
+static cairn_status submit(cairn_queue *q, struct job job, void *tag)
+{
+    struct job_list ready = {NULL, NULL};
+    if (!q || !cairn_handle_ours(q->store))
+        return CAIRN_STATE;
+    if (!prepare(q, job, tag, &ready))
+        return CAIRN_BUSY;
+    begin(q->store->pool, &ready);
     return CAIRN_OK;
 }
 
@@ -337,6 +352,25 @@ cairn_status cairn_submit_get(cairn_queue *q, struct cairn_get *gets, size_t cou
 {
     return submit(q, (struct job){.kind = JOB_GET, .gets = gets, .count = count,
                                   .deadline_ns = cairn_deadline_ns(timeout_ns)}, tag);
+}
+
+size_t cairn_submit_gets(cairn_queue *q, struct cairn_get *gets, const struct cairn_call *calls,
+                         size_t count, uint64_t timeout_ns)
+{
+    struct job_list ready = {NULL, NULL};
+    size_t taken = 0;
+    if (!q || !cairn_handle_ours(q->store))
+        return 0;
+    struct job job = {.kind = JOB_GET, .deadline_ns = cairn_deadline_ns(timeout_ns)};
+    for (; taken < count; taken++) {
+        job.gets = gets;
+        job.count = calls[taken].count;
+        if (!prepare(q, job, calls[taken].tag, &ready))
+            break;
+        gets += job.count;
+    }
+    begin(q->store->pool, &ready);
+    return taken;
 }
 
 cairn_status cairn_submit_put(cairn_queue *q, struct cairn_put *puts, size_t count,

@@ -154,6 +154,42 @@ def test_failures_are_told_exactly(rig, rng, uri, wait):
     assert told.ended == {load.id: 1, other.id: 1}
 
 
+def test_a_step_s_loads_are_one_call_and_end_each_for_itself(rig, rng, monkeypatch):
+    r = rig("embedded:?ram=64MiB&workers=1")
+    keys = some_keys(rng, 7, 1)
+    (source,) = distinct(rng, r.per, 7)
+    want = [r.page(0, b) for b in source]
+    r.save(keys, [source])
+    queue, calls = r.side._queue, []
+    submit, poll = queue.submit_gets_runs, queue.poll
+    monkeypatch.setattr(queue, "submit_gets_runs",
+                        lambda *a, **more: calls.append(list(a[3])) or submit(*a, **more))
+    # One completion at a time is told, as if each of the others took longer.
+    waiting = []
+
+    def one(seconds):
+        waiting.extend(poll(seconds))
+        return [waiting.pop(0)] if waiting else []
+
+    monkeypatch.setattr(queue, "poll", one)
+    r.raw[:] = 0
+    (target,) = distinct(rng, r.per, 7)
+    loads = [r.transfer(keys[i:j], [target[4 * i:4 * j]], f"r{i}", wait=i == 5)
+             for i, j in ((0, 1), (1, 5), (5, 7))]
+    odd = r.transfer(keys[:1], [np.array([1, 2, 3, BLOCKS])], "odd")
+    first = r.step(loads=[*loads[:1], odd, *loads[1:]])
+    assert calls == [[2, 1, 4]], "one call, and what the step waits for first"
+    assert first.received >= {"odd"} and first.load_failed == {"odd"}
+    told = [first.received - {"odd"}]
+    while len(set().union(*told)) < 2:
+        more = r.step(idle=True, forward=False)
+        assert len(more.received) <= 1 and not more.load_failed
+        told.append(more.received)
+    assert sorted(name for names in told for name in names) == ["r0", "r1"]
+    for block, bytes_ in zip(target, want):
+        assert (r.page(0, block) == bytes_).all()
+
+
 @pytest.mark.skipif(not NEW, reason="vLLM 0.28 takes no failed requests")
 def test_with_several_groups_the_request_has_failed(rig, rng):
     r = rig(RAM, "six groups")
@@ -299,7 +335,10 @@ def said():
     lines, handler, log = [], logging.Handler(), logging.getLogger("vllm.cairn")
     handler.emit = lambda record: lines.append(record.getMessage())
     log.addHandler(handler)
+    before = log.level
+    log.setLevel(logging.INFO)
     yield lines
+    log.setLevel(before)
     log.removeHandler(handler)
 
 

@@ -76,6 +76,26 @@ def test_round_trip_with_misses_between(store, rng):
         assert len(queue) == 0 and queue.poll() == []
 
 
+def test_several_calls_at_once_complete_each_for_itself(store, rng):
+    keys, given = names(rng, 7), blocks(rng, 7)
+    with cairn.Queue(store, depth=5) as queue:
+        wait_for(queue, [queue.submit_put_runs(keys[1:], *runs(given[1:]))])
+        got = [np.zeros_like(g) for g in given]
+        tags = queue.submit_gets_runs(keys, *runs(got), [2, 0, 4, 1])
+        assert len(set(tags)) == 4 == len(queue)
+        assert wait_for(queue, tags) == dict(zip(tags, ([MISS, OK], [], [OK] * 4, [OK])))
+        assert all((a == b).all() for a, b in zip(got[1:], given[1:]))
+        with pytest.raises(cairn.InvalidError, match="7 keys"):
+            queue.submit_gets_runs(keys, *runs(got), [2, 4])
+        # There is room for the first five of six; the last is not begun.
+        got = [np.zeros_like(g) for g in given]
+        tags = queue.submit_gets_runs(keys[1:], *runs(got[1:]), [1] * 6)
+        assert len(tags) == 5 and queue.submit_gets_runs(keys[6:], *runs(got[6:]), [1]) == []
+        assert wait_for(queue, tags) == {tag: [OK] for tag in tags}
+        assert not got[6].any() and len(queue) == 0
+        assert queue.submit_gets_runs(keys[:0], *runs([]), []) == []
+
+
 def test_gather_scatter_and_ranges(store, rng):
     keys, given = names(rng, 2), blocks(rng, 2, 30000)
     pieces = np.array([(g.ctypes.data + at, 10000) for g in given for at in (0, 10000, 20000)],

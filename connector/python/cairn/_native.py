@@ -47,6 +47,10 @@ class Extra(ctypes.Structure):
     _fields_ = [("chunk", c_uint32), ("data", c_char_p), ("len", c_size_t)]
 
 
+class Call(ctypes.Structure):
+    _fields_ = [("count", c_size_t), ("tag", c_void_p)]
+
+
 class Completion(ctypes.Structure):
     _fields_ = [("tag", c_void_p), ("status", c_int), ("hits", c_size_t)]
 
@@ -86,6 +90,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "cairn_queue_close": (None, [c_void_p]),
     "cairn_queue_fd": (c_int, [c_void_p]),
     "cairn_submit_get": (c_int, _SUBMIT),
+    "cairn_submit_gets": (c_size_t, [c_void_p, c_void_p, POINTER(Call), c_size_t, c_uint64]),
     "cairn_submit_put": (c_int, _SUBMIT),
     "cairn_poll": (c_size_t, [c_void_p, POINTER(Completion), c_size_t, c_uint64]),
     "cairn_why": (c_size_t, [c_void_p, c_void_p, *_TEXT]),

@@ -1,8 +1,8 @@
 """The worker's half: bytes between the engine's pages and the store, by the library's own threads.
 
-All loads of a step and all saves of it are submitted by one call each (an asynchronous load, whose
-end is reported for itself, by a call of its own) and end whenever they do; what has ended is told
-to the scheduler in get_finished and build_connector_worker_meta of the step that saw it."""
+All loads of a step and all saves of it are submitted by one call each and end whenever they do,
+each load for itself: a request waits for no other one's. What has ended is told to the scheduler in
+get_finished and build_connector_worker_meta of the step that saw it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PROBE_BYTES = 16 << 20
 
 @dataclass
 class Flight:
-    """A submitted call: which rows of it are whose."""
+    """What completes together, a load or all saves of a step: which rows of it are whose."""
 
     load: bool
     rows: list[tuple[Transfer, int, Rows]]  # transfer, group, its rows
@@ -162,12 +162,9 @@ class WorkerSide:
             except Exception:
                 logger.exception("cairn: going on without the cache")
                 self._parts = []  # every load fails from here on, and no save begins
-        for load in step.loads:
-            if not load.wait:
-                self._begin_loads([load])
-        needed = [load for load in step.loads if load.wait]
-        if needed:
-            self._begin_loads(needed)
+        if step.loads:
+            # What the forward waits for, before what it does not.
+            self._begin_loads(sorted(step.loads, key=lambda load: not load.wait))
 
     def clear(self) -> None:
         self._step = Step()
@@ -238,37 +235,60 @@ class WorkerSide:
 
     # --- calls on their way ---
 
+    def _rows(self, of: Transfer, load: bool) -> list[tuple[Transfer, int, Rows]]:
+        if self._queue is None or not self._parts:
+            raise Unsupported(self._described.why_not or "there is no cache")
+        return [(of, g, part.rows(of, g, load)) for g, part in enumerate(self._parts)]
+
     def _begin_loads(self, loads: list[Transfer]) -> None:
+        ready: list[list[tuple[Transfer, int, Rows]]] = []
+        lost: list[Transfer] = []
+        for load in loads:
+            try:
+                ready.append(self._rows(load, True))
+            except Exception:
+                logger.exception("cairn: a load could not begin; its tokens are computed again")
+                lost.append(load)
+        begun = 0
         try:
-            self._submit([(t, g, part.rows(t, g, True)) for t in loads
-                          for g, part in enumerate(self._parts)], True)
+            begun = self._submit_loads(ready) if ready else 0
+            if begun < len(ready):
+                logger.warning("cairn: %d calls are on their way, so %d loads could not begin; "
+                               "their tokens are computed again", len(self._flights),
+                               len(ready) - begun)
         except Exception:
-            logger.exception("cairn: a load could not begin; its tokens are computed again")
-            for load in loads:
-                self._load_ended(load, [np.arange(len(load.keys))] * len(self._groups))
+            logger.exception("cairn: no load could begin; their tokens are computed again")
+        for load in lost + [rows[0][0] for rows in ready[begun:]]:
+            self._load_ended(load, [np.arange(len(load.keys))] * len(self._groups))
+
+    def _submit_loads(self, ready: list[list[tuple[Transfer, int, Rows]]]) -> int:
+        """How many of these began, the first ones: the queue may be full."""
+        assert self._queue is not None
+        batch = together([r for rows in ready for _, _, r in rows])
+        ranges = {"offsets": batch.offsets} if (batch.offsets >= 0).any() else {}
+        calls = [sum(len(r) for _, _, r in rows) for rows in ready]
+        tags = self._queue.submit_gets_runs(
+            batch.keys, batch.iov, batch.counts, calls,
+            fingerprints=batch.fingerprints, timeout=self._options.timeout, **ranges)
+        now = time.perf_counter()
+        for tag, rows in zip(tags, ready):
+            self._flights[tag] = Flight(True, rows, sum(r.size for _, _, r in rows), now,
+                                        self._epoch)
+        return len(tags)
 
     def _begin_saves(self, saves: list[Transfer]) -> None:
-        rows = [(t, g, part.rows(t, g, False)) for t in saves
-                for g, part in enumerate(self._parts)]
-        if sum(len(r) for _, _, r in rows):
-            self._submit(rows, False)
-        else:
+        rows = [row for save in saves for row in self._rows(save, False)]
+        if not sum(len(r) for _, _, r in rows):
             for save in saves:
                 self._report.ended[save.id] = 1
-
-    def _submit(self, rows: list[tuple[Transfer, int, Rows]], load: bool) -> None:
-        if self._queue is None or not rows:
-            raise Unsupported(self._described.why_not or "nothing is asked for")
+            return
+        assert self._queue is not None
         batch = together([r for _, _, r in rows])
-        more = {"fingerprints": batch.fingerprints, "timeout": self._options.timeout}
-        if load:
-            ranges = {"offsets": batch.offsets} if (batch.offsets >= 0).any() else {}
-            tag = self._queue.submit_get_runs(batch.keys, batch.iov, batch.counts, **ranges, **more)
-        else:
-            tag = self._queue.submit_put_runs(batch.keys, batch.iov, batch.counts,
-                                              parents=batch.parents, **more)
-            self._saving += batch.size
-        self._flights[tag] = Flight(load, rows, batch.size, time.perf_counter(), self._epoch)
+        tag = self._queue.submit_put_runs(
+            batch.keys, batch.iov, batch.counts, parents=batch.parents,
+            fingerprints=batch.fingerprints, timeout=self._options.timeout)
+        self._saving += batch.size
+        self._flights[tag] = Flight(False, rows, batch.size, time.perf_counter(), self._epoch)
 
     def _refuse(self, save: Transfer) -> None:
         self._report.refused.add(save.id)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import threading
 from typing import Any
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -36,7 +37,7 @@ class Queue:
         self._depth = depth
         self._inside = 0
         self._last_tag = 0
-        self._pending: dict[int, tuple[Batch, Any]] = {}
+        self._pending: dict[int, tuple[Batch, slice, Any]] = {}
         opened = ctypes.c_void_p()
         with store._call() as handle:
             _native.check(_native.lib().cairn_queue_open(handle, ctypes.byref(opened)), "queue")
@@ -55,6 +56,31 @@ class Queue:
         """Store.get_runs, later."""
         return self._submit("cairn_submit_get", get_batch(keys, iov, counts, **more), timeout, keep)
 
+    def submit_gets_runs(self, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray,
+                         calls: Sequence[int], *, timeout: float | None = None, keep: Any = None,
+                         **more: Any) -> list[int]:
+        """Several submit_get_runs at once, each with a tag of its own: the first calls[0] of the
+        keys are those of the first, and so on. Returns the tags of those that there was room for,
+        the first ones."""
+        batch = get_batch(keys, iov, counts, **more)
+        limit = _native.timeout_ns(timeout, self.store._timeout)
+        ends = list(itertools.accumulate(calls))
+        if ends and (ends[-1] != len(batch) or min(calls) < 0):
+            raise InvalidError(f"{len(batch)} keys are not those of calls of {list(calls)}")
+        with self._call() as queue:
+            with self._lock:
+                room = max(0, self._depth - len(self._pending))
+                tags = [self._last_tag + 1 + i for i in range(min(room, len(ends)))]
+                self._last_tag += len(tags)
+                for tag, count, end in zip(tags, calls, ends):
+                    self._pending[tag] = (batch, slice(end - count, end), keep)
+            table = (_native.Call * len(tags))(*zip(calls, tags))
+            taken = _native.lib().cairn_submit_gets(queue, batch.address, table, len(tags), limit)
+            with self._lock:
+                for tag in tags[taken:]:
+                    del self._pending[tag]
+        return tags[:taken]
+
     def poll(self, timeout: float = 0.0) -> list[tuple[int, np.ndarray]]:
         """The tags of what is complete, each with the status of its keys. Waits up to timeout
         seconds for the first, and not at all where nothing is on its way."""
@@ -63,8 +89,9 @@ class Queue:
         with self._call() as queue:
             count = _native.lib().cairn_poll(queue, done, self._depth, limit)
             with self._lock:
-                taken = [(c.tag, self._pending.pop(c.tag)[0], c.status) for c in done[:count]]
-        return [(tag, _outcome(batch, status)) for tag, batch, status in taken]
+                taken = [(c.tag, self._pending.pop(c.tag), c.status) for c in done[:count]]
+        return [(tag, _outcome(batch.status[rows], status))
+                for tag, (batch, rows, _), status in taken]
 
     def close(self) -> None:
         """Waits for what is on its way, each call for its deadline at most. What was not polled
@@ -120,7 +147,7 @@ class Queue:
                 self._last_tag += 1
                 tag = self._last_tag
                 # Before the call: another thread may poll it before this one comes back.
-                self._pending[tag] = (batch, keep)
+                self._pending[tag] = (batch, slice(None), keep)
             status = getattr(_native.lib(), name)(queue, batch.address, len(batch), limit, tag)
             if status < 0:
                 with self._lock:
@@ -129,8 +156,8 @@ class Queue:
         return tag
 
 
-def _outcome(batch: Batch, status: int) -> np.ndarray:
+def _outcome(keys: np.ndarray, status: int) -> np.ndarray:
     """What was wrong with the whole call is told of each key that it left as it was."""
     if status in (_native.INVAL, _native.STATE):
-        batch.status[batch.status == _native.MISS] = status
-    return batch.status
+        keys[keys == _native.MISS] = status
+    return keys

@@ -93,6 +93,66 @@ Test(queue, full_is_busy_and_keeps_nothing)
     }
 }
 
+Test(queue, several_calls_at_once_complete_each_for_itself)
+{
+    static uint8_t bytes[LEN], got[6][LEN];
+    const struct cairn_call calls[] = {{3, &got[0]}, {0, &got[1]}, {1, &got[3]}, {2, &got[4]}};
+    struct cairn_iov in = {bytes, LEN}, out[6];
+    struct cairn_get gets[6];
+    bool seen[6] = {false};
+    for (size_t i = 0; i < 6; i++) {
+        out[i] = (struct cairn_iov){got[i], LEN};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out[i], 1, CAIRN_MEM_HOST}};
+        struct cairn_put put = {.key = key_of(i), .value = {&in, 1, CAIRN_MEM_HOST}};
+        value_fill(bytes, i, 1, 0, LEN);
+        if (i != 2 && i != 3) /* of the first call one is missing, of the third all */
+            cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
+    }
+    cr_assert_eq(cairn_submit_gets(queue, gets, calls, 4, PATIENCE), 4);
+    for (size_t done = 0; done < 4;) {
+        struct cairn_completion c[4];
+        size_t n = cairn_poll(queue, c, 4, PATIENCE);
+        cr_assert_gt(n, 0);
+        for (size_t i = 0; i < n; i++) {
+            size_t first = (size_t)((uint8_t *)c[i].tag - got[0]) / LEN;
+            cr_assert_eq(c[i].hits, first == 0 || first == 4 ? 2 : 0, "of %zu", first);
+            cr_assert_not(seen[first]);
+            seen[first] = true;
+        }
+        done += n;
+    }
+    for (size_t i = 0; i < 6; i++) {
+        bool held = i != 2 && i != 3;
+        cr_assert_eq(gets[i].status, held ? CAIRN_OK : CAIRN_MISS);
+        cr_assert(!held || value_check(got[i], i, 1, 0, LEN) == LEN, "wrong bytes");
+    }
+}
+
+Test(queue, of_too_many_calls_the_first_are_taken)
+{
+    static uint8_t got[LEN];
+    static struct cairn_get gets[300];
+    static struct cairn_call calls[300];
+    struct cairn_iov out = {got, LEN};
+    for (size_t i = 0; i < 300; i++) {
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out, 1, CAIRN_MEM_HOST}};
+        gets[i].status = CAIRN_INPROGRESS;
+        calls[i] = (struct cairn_call){1, &gets[i]};
+    }
+    cr_assert_eq(cairn_submit_gets(queue, gets, calls, 300, PATIENCE), 256);
+    cr_assert_eq(cairn_submit_gets(queue, gets, calls, 1, PATIENCE), 0);
+    for (size_t done = 0; done < 256;) {
+        struct cairn_completion c[64];
+        size_t n = cairn_poll(queue, c, 64, PATIENCE);
+        cr_assert_gt(n, 0);
+        for (size_t i = 0; i < n; i++)
+            cr_assert_eq(((struct cairn_get *)c[i].tag)->status, CAIRN_MISS);
+        done += n;
+    }
+    cr_assert_eq(gets[256].status, CAIRN_INPROGRESS, "a call that was not taken is not touched");
+    cr_assert_eq(cairn_submit_gets(queue, gets, calls, 0, PATIENCE), 0);
+}
+
 #define LARGE (1u << 20)
 #define MANY 24u /* several parts of a job */
 
