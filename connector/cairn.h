@@ -278,7 +278,7 @@ CAIRN_API CAIRN_CHECKED cairn_status cairn_submit_get(cairn_queue *q, struct cai
                                                       size_t count, uint64_t timeout_ns, void *tag);
 /* Several of these calls at once, each with a completion of its own: the first calls[0].count of
  * the gets are those of calls[0], and so on. Returns how many of the calls were taken, the first
- * ones; fewer than count = full. */
+ * ones; fewer than count = full (and 0 in a child after fork). */
 struct cairn_call {
     size_t count;
     void *tag;

@@ -88,7 +88,7 @@ static cairn_status remote_open(const char *uri, struct cairn_backend **ret, cha
 
 static uint64_t remote_value_max(struct cairn_backend *b)
 {
-    return atomic_load_explicit(&remote_of(b)->value_max, memory_order_relaxed);
+    return atomic_load_explicit(&remote_of(b)->value_max, memory_order_acquire);
 }
 
 /* --- calls of one command --- */
@@ -341,27 +341,30 @@ static cairn_status remote_flush(struct cairn_backend *b, uint64_t deadline_ns)
 
 /* --- identities --- */
 
-/* As the latest of all, where it is known already too; beyond the last place they are forgotten. */
+/* As the latest of all, where it is known already too; the oldest makes way. */
 static bool identity_keep(struct remote *r, const void *canon, size_t len)
 {
     struct remote_identity *id = cairn_malloc(sizeof *id + len);
     if (!id)
         return false;
+    id->next = NULL;
     id->len = len;
     memcpy(id->canon, canon, len);
     pthread_mutex_lock(&r->identity_lock);
-    id->next = r->identities;
-    r->identities = id;
-    struct remote_identity **at = &id->next;
-    for (uint32_t kept = 1; *at && kept < REMOTE_IDENTITIES_MAX; at = &(*at)->next, kept++)
+    struct remote_identity **at = &r->identities, **out = NULL, *gone = NULL;
+    uint32_t kept = 0;
+    for (; *at; at = &(*at)->next, kept++)
         if ((*at)->len == len && memcmp((*at)->canon, canon, len) == 0)
-            break;
-    struct remote_identity *gone = *at;
-    if (gone) {
-        *at = gone->next;
-        free(gone);
+            out = at;
+    *at = id;
+    if (!out && kept == REMOTE_IDENTITIES_MAX)
+        out = &r->identities;
+    if (out) {
+        gone = *out;
+        *out = gone->next;
     }
     pthread_mutex_unlock(&r->identity_lock);
+    free(gone);
     return true;
 }
 

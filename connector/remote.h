@@ -61,7 +61,7 @@ struct remote {
     struct remote_life unflushed;         /* of the node that accepted puts since the last flush  */
 
     pthread_mutex_t identity_lock;
-    struct remote_identity *identities;   /* that each life of the node is told, the latest first */
+    struct remote_identity *identities;   /* that each connection tells, the latest last          */
 };
 
 /* Something that is done over a connection. CAIRN_OK or CAIRN_BUSY: the connection is as good as

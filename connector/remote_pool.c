@@ -267,7 +267,6 @@ static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_c
         cairn_log(CAIRN_LOG_INFO, "%s", err);
         return st == CAIRN_TIMEOUT || st == CAIRN_NOMEM ? st : CAIRN_NOTFOUND;
     }
-    atomic_store_explicit(&r->value_max, (*ret)->hello.value_max, memory_order_relaxed);
     (*ret)->busy = true;
     introduce(r, *ret);
     return CAIRN_OK;
@@ -336,11 +335,15 @@ static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
     }
     st = dial(r, deadline_ns, ret);
     m->silent = st == CAIRN_TIMEOUT && cairn_now_ns() - now >= r->o.timeout_ns;
-    if (st)
+    if (st) {
         dial_failed(r);
-    else if (trial)
+        return st;
+    }
+    if (trial)
         cairn_breaker_went(&r->breaker, true, now);
-    return st;
+    /* Who sees by it that the node has come finds the breaker closed. */
+    atomic_store_explicit(&r->value_max, (*ret)->hello.value_max, memory_order_release);
+    return CAIRN_OK;
 }
 
 static cairn_status attempt(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns,
@@ -420,9 +423,8 @@ static bool may_come(const struct remote *r, cairn_status st)
 cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap)
 {
     struct remote_conn *c;
-    uint64_t wait_ns = r->o.lazy && r->o.timeout_ns < OPEN_NS ? r->o.timeout_ns : OPEN_NS;
     count(&r->counts.dials);
-    cairn_status st = conn_open(&r->o, &r->arenas, cairn_deadline_ns(wait_ns), &c, err, err_cap);
+    cairn_status st = conn_open(&r->o, &r->arenas, cairn_deadline_ns(OPEN_NS), &c, err, err_cap);
     if (st)
         count(&r->counts.dials_failed);
     if (may_come(r, st)) {

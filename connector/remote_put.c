@@ -196,7 +196,8 @@ static cairn_status refusal(struct remote *r, const struct cairn_put *p, int32_t
         (p->side_len && !p->side) || p->value.mem != CAIRN_MEM_HOST)
         return CAIRN_INVAL;
     uint64_t max = atomic_load_explicit(&r->value_max, memory_order_relaxed);
-    if (max && len > max) {
+    /* What no node takes has no room for its checks either. */
+    if (len > (max ? max : CAIRN_VALUE_MAX)) {
         *ret_cause = CAIRN_CAUSE_TOO_BIG;
         return CAIRN_TOOBIG;
     }

@@ -190,6 +190,20 @@ def test_a_step_s_loads_are_one_call_and_end_each_for_itself(rig, rng, monkeypat
         assert (r.page(0, block) == bytes_).all()
 
 
+def test_what_a_step_waits_for_takes_one_place_of_the_queue(rig, rng):
+    r = rig("embedded:?ram=64MiB")
+    keys = some_keys(rng, 2, 1)
+    (source,) = distinct(rng, r.per, 2)
+    r.save(keys, [source])
+    (target,) = distinct(rng, r.per, 2)
+    many = [r.transfer(keys[:1], [target[:4]], f"r{i}", wait=True) for i in range(300)]
+    told = r.step(loads=[*many, r.transfer(keys[1:], [target[4:]], "last")])
+    while "last" not in told.received:
+        assert not told.load_failed and not told.bad
+        told = r.step(idle=True, forward=False)
+    assert not told.load_failed
+
+
 @pytest.mark.skipif(not NEW, reason="vLLM 0.28 takes no failed requests")
 def test_with_several_groups_the_request_has_failed(rig, rng):
     r = rig(RAM, "six groups")

@@ -47,6 +47,9 @@ class Extra(ctypes.Structure):
     _fields_ = [("chunk", c_uint32), ("data", c_char_p), ("len", c_size_t)]
 
 
+VALUE_MAX = 64 << 20  # no store takes a larger one
+
+
 class Call(ctypes.Structure):
     _fields_ = [("count", c_size_t), ("tag", c_void_p)]
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # Name, and what it counts. Seconds are summed over the calls, which may overlap.
 COUNTERS = {
-    "loads": "loads of KV, one a request",
+    "loads": "loads of KV: one a request, and one of all that a step waits for",
     "load_bytes": "bytes of KV asked for by loads",
     "load_seconds": "time from the begin of a load to the step that saw its end",
     "load_misses": "chunks' parts that were promised and did not arrive",

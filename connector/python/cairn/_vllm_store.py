@@ -55,7 +55,7 @@ def _opened(uri: str, timeout: float) -> Store:
 
 
 def _await(store: Store, uri: str) -> None:
-    """The client tries a node that is gone when it is called: here, so that no request does."""
+    """The client tries a node that is gone when it is called: here, so that it needs no request."""
     try:
         while not store.value_max:
             time.sleep(PROBE_SECONDS)

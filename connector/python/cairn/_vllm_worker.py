@@ -123,10 +123,10 @@ class WorkerSide:
 
     def _fits(self, pages: list[GroupPages], chunk_tokens: int) -> None:
         assert self._store is not None
-        most = self._store.value_max  # 0: its node has yet to come, and to say
+        most = self._store.value_max or _native.VALUE_MAX  # 0: its node has yet to come
         for page, spec in zip(pages, self._specs):
             value = page.page_bytes * (chunk_tokens // spec.block_size)
-            if most and value > most:
+            if value > most:
                 raise Unsupported(f"a chunk of {chunk_tokens} tokens has {value} bytes and the "
                                   f"store takes values up to {most}; give it more ram")
 
@@ -163,8 +163,7 @@ class WorkerSide:
                 logger.exception("cairn: going on without the cache")
                 self._parts = []  # every load fails from here on, and no save begins
         if step.loads:
-            # What the forward waits for, before what it does not.
-            self._begin_loads(sorted(step.loads, key=lambda load: not load.wait))
+            self._begin_loads(step.loads)
 
     def clear(self) -> None:
         self._step = Step()
@@ -249,16 +248,19 @@ class WorkerSide:
             except Exception:
                 logger.exception("cairn: a load could not begin; its tokens are computed again")
                 lost.append(load)
+        # The forward waits for all of these, and they come first: one completion is enough.
+        waits = [row for rows in ready if rows[0][0].wait for row in rows]
+        ready = [rows for rows in [waits, *(r for r in ready if not r[0][0].wait)] if rows]
         begun = 0
         try:
             begun = self._submit_loads(ready) if ready else 0
-            if begun < len(ready):
-                logger.warning("cairn: %d calls are on their way, so %d loads could not begin; "
-                               "their tokens are computed again", len(self._flights),
-                               len(ready) - begun)
         except Exception:
             logger.exception("cairn: no load could begin; their tokens are computed again")
-        for load in lost + [rows[0][0] for rows in ready[begun:]]:
+        else:
+            if begun < len(ready):
+                logger.warning("cairn: %d calls are on their way and no more begin; the tokens of "
+                               "the other loads are computed again", len(self._flights))
+        for load in lost + list({t.id: t for rows in ready[begun:] for t, _, _ in rows}.values()):
             self._load_ended(load, [np.arange(len(load.keys))] * len(self._groups))
 
     def _submit_loads(self, ready: list[list[tuple[Transfer, int, Rows]]]) -> int:

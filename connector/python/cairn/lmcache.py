@@ -156,7 +156,7 @@ class CairnClient:
             raise InvalidError(f"{len(transfer.texts)} keys and {len(bufs)} buffers")
         iov = np.array([_run(b, writable=not setting) for b in bufs], np.uint64).reshape(-1, 2)
         transfer.sizes[:] = iov[:, 1]
-        if len(iov) and int(transfer.sizes.max()) > store.value_max:
+        if len(iov) and 0 < store.value_max < int(transfer.sizes.max()):
             self._warn("size", f"chunks have {int(transfer.sizes.max())} bytes and the store takes "
                        f"up to {store.value_max}: give the server a smaller --chunk-size or the "
                        "store more ram")

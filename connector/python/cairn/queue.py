@@ -64,8 +64,9 @@ class Queue:
         the first ones."""
         batch = get_batch(keys, iov, counts, **more)
         limit = _native.timeout_ns(timeout, self.store._timeout)
-        ends = list(itertools.accumulate(calls))
-        if ends and (ends[-1] != len(batch) or min(calls) < 0):
+        calls = [int(count) for count in calls]
+        ends = list(itertools.accumulate(calls, initial=0))[1:]
+        if sum(calls) != len(batch) or min(calls, default=0) < 0:
             raise InvalidError(f"{len(batch)} keys are not those of calls of {list(calls)}")
         with self._call() as queue:
             with self._lock:

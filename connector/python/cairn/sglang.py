@@ -143,7 +143,7 @@ class CairnStorage(HiCacheStorage):
         split = config.should_split_heads and name == KV
         pages = pages_of(pool, config.tp_lcm_size // config.tp_size if split else 1)
         store = self._shared.store
-        if store is not None and pages.page_bytes // pages.parts > store.value_max:
+        if store is not None and 0 < store.value_max < pages.page_bytes // pages.parts:
             raise Unsupported(f"a page has {pages.page_bytes // pages.parts} bytes and the store "
                               f"takes values up to {store.value_max}; give it more ram")
         chunk = page_tokens(self._hosts.get(KV, pool))

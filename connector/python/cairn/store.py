@@ -173,8 +173,8 @@ class Store:
         iov, counts, keep = runs(values, "values", False)
         if len(counts) != len(array):
             raise InvalidError(f"{len(array)} keys and {len(counts)} values")
-        sizes, most = value_bytes(iov, counts), self.value_max
-        if most and len(sizes) and int(sizes.max()) > most:
+        sizes, most = value_bytes(iov, counts), self.value_max or _native.VALUE_MAX
+        if len(sizes) and int(sizes.max()) > most:
             raise TooBigError(f"values[{int(sizes.argmax())}] has {int(sizes.max())} bytes; "
                               f"the largest this store takes is {most}")
         if parent is None:

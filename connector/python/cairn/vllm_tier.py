@@ -189,7 +189,7 @@ class CairnTier(SecondaryTierManager):
         except (Error, OSError) as why:
             self._tell("open", "there is no store yet, and the engine runs without: %s", why)
             return
-        if self._rows.bytes > store.value_max:
+        if 0 < store.value_max < self._rows.bytes:
             limit = store.value_max
             store.close()
             text = (f"a row of the CPU tier has {self._rows.bytes} bytes and {self._uri} takes "

@@ -299,6 +299,61 @@ Test(remote, a_node_may_come_after_its_clients)
     }
 }
 
+Test(remote, a_value_that_no_node_takes_is_refused_before_any_is_there)
+{
+    node_end(&node, SIGKILL);
+    reopen_with("&lazy=yes");
+    cr_assert_eq(put_within(1, ((size_t)64 << 20) + 1, PATIENCE), CAIRN_TOOBIG);
+}
+
+/* A connection of no client, and a command that is sent over it. */
+static int node_command(const char *line)
+{
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    snprintf(at.sun_path, sizeof at.sun_path, "%s", node.socket);
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    cr_assert_eq(connect(fd, (struct sockaddr *)&at, sizeof at), 0);
+    cr_assert_eq(write(fd, line, strlen(line)), (ssize_t)strlen(line));
+    return fd;
+}
+
+/* Of INFO. */
+static long node_number(const char *name)
+{
+    char text[32768] = "";
+    const char *found = NULL;
+    size_t got = 0;
+    int fd = node_command("INFO\r\n");
+    while (!found || !strchr(found, '\n')) {
+        ssize_t n = read(fd, text + got, sizeof text - 1 - got);
+        cr_assert_gt(n, 0, "no %s in INFO", name);
+        got += (size_t)n;
+        found = strstr(text, name);
+    }
+    close(fd);
+    return atol(found + strlen(name));
+}
+
+/* A node counts a connection's tokens in chunks of the identity that it was told of last. */
+Test(remote, identities_are_told_again_in_their_order)
+{
+    const char *sizes[] = {"16", "32", "64", "32"};
+    for (int i = 0; i < 4; i++) {
+        const struct cairn_field fields[] = {{"model", "one"}, {"chunk_tokens", sizes[i]}};
+        cairn_identity *id = NULL;
+        cr_assert_eq(cairn_identity_create(fields, 2, &id, NULL, 0), CAIRN_OK);
+        cr_assert_eq(cairn_note_identity(store, id), CAIRN_OK);
+        cairn_identity_destroy(id);
+    }
+    node_end(&node, SIGKILL);
+    cr_assert(node_start(&node));
+    wait_for_node();
+    long before = node_number("kv_tokens_asked:");
+    struct cairn_key key = key_of(7);
+    cr_assert_eq(cairn_lookup(store, &key, 1), 0);
+    cr_assert_eq(node_number("kv_tokens_asked:") - before, 32);
+}
+
 Test(remote, a_stalled_node_may_go_on_after_its_clients_came)
 {
     node_stall(&node);
@@ -551,13 +606,8 @@ static void *gets_on(void *arg)
 
 static void close_all_connections(void)
 {
-    static const char kill_all[] = "CLIENT KILL TYPE normal\r\n";
-    struct sockaddr_un at = {.sun_family = AF_UNIX};
     char answer[64];
-    snprintf(at.sun_path, sizeof at.sun_path, "%s", node.socket);
-    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
-    cr_assert_eq(connect(fd, (struct sockaddr *)&at, sizeof at), 0);
-    cr_assert_eq(write(fd, kill_all, sizeof kill_all - 1), (ssize_t)sizeof kill_all - 1);
+    int fd = node_command("CLIENT KILL TYPE normal\r\n");
     cr_assert_gt(read(fd, answer, sizeof answer), 0);
     close(fd);
 }
