@@ -29,12 +29,23 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @contextlib.contextmanager
+def beside(work):
+    """Runs work(over) in a thread: it is to end once `over` is set."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,))
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def storms(node, seed):
     """Kills, freezes and restarts the node again and again."""
-    over = threading.Event()
     rng = random.Random(seed)
 
-    def storm():
+    def storm(over):
         while not over.wait(rng.uniform(0.5, 3)):
             if rng.random() < 0.5:
                 node.kill()
@@ -45,32 +56,17 @@ def storms(node, seed):
                 over.wait(rng.uniform(0, 1.5))
                 go_on(node.pid)
 
-    thread = threading.Thread(target=storm)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return beside(storm)
 
 
-@contextlib.contextmanager
 def after(text, log, then):
     """Does something once a log says this."""
-    over = threading.Event()
-
-    def watch():
+    def watch(over):
         while not over.wait(0.01):
             if log.exists() and text in log.read_text(errors="replace"):
                 return then()
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
+    return beside(watch)
 
 
 def run(version, uri, place, *options, seed=None, until=()):

@@ -262,18 +262,24 @@ static void dead_stays(struct bench *b, uint64_t dead, uint64_t lost)
     bench_fini(b);
 }
 
-/* Value 1 is deleted and that is the end of the log. One copy of its tombstone is damaged. */
+/* Four values; 1 is deleted and that is the end of the log. The block of its tombstone. */
+static uint64_t one_of_four_dead(struct bench *b)
+{
+    bench_init(b);
+    open_ok(&b->h);
+    for (uint64_t id = 0; id < 4; id++)
+        put_six(b, id);
+    cr_assert_eq(host_sync(&b->h), CAIRN_OK);
+    cr_assert_eq(host_delete(&b->h, 1), CAIRN_OK);
+    settle(b);
+    return b->h.keys[3].block + RECORD;
+}
+
+/* One copy of the tombstone is damaged. */
 static void tombstone_damaged(uint32_t copy, bool clean, harm damage)
 {
     struct bench b;
-    bench_init(&b);
-    open_ok(&b.h);
-    for (uint64_t id = 0; id < 4; id++)
-        put_six(&b, id);
-    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
-    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
-    uint64_t tombstone = b.h.keys[3].block + RECORD;
-    settle(&b);
+    uint64_t tombstone = one_of_four_dead(&b);
     if (clean)
         cr_assert(host_close(&b.h));
     else
@@ -322,14 +328,7 @@ Test(log_damage, a_tombstone_behind_a_damaged_end_counts)
 Test(log_damage, one_copy_that_landed_is_not_left_alone)
 {
     struct bench b;
-    bench_init(&b);
-    open_ok(&b.h);
-    for (uint64_t id = 0; id < 4; id++)
-        put_six(&b, id);
-    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
-    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
-    uint64_t tombstone = b.h.keys[3].block + RECORD;
-    settle(&b);
+    uint64_t tombstone = one_of_four_dead(&b);
     crash(&b);
     wipe(&b, (tombstone + 1) * CAIRN_BLOCK);
     open_ok(&b.h);
