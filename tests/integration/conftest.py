@@ -1,5 +1,6 @@
 """Where the built things are, and a directory on a real file system for each test."""
 
+import itertools
 import os
 import random
 import shutil
@@ -49,6 +50,9 @@ def full() -> bool:
     return bool(os.environ.get("CAIRN_TEST_FULL"))
 
 
+PORTS = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
+
+
 class Node:
     """A cairnd of its own: a free port, a socket and a log in `place`. Starts when it is made."""
 
@@ -62,11 +66,11 @@ class Node:
     @staticmethod
     def free_port() -> int:
         """Below what the kernel gives to outgoing connections: one of these could have it while
-        the node is started again."""
+        the node is started again. No port is given twice: its first owner may not listen yet."""
         while True:
             with socket.socket() as s:
                 try:
-                    s.bind(("127.0.0.1", random.randrange(10_000, 32_000)))
+                    s.bind(("127.0.0.1", next(PORTS)))
                     return s.getsockname()[1]
                 except OSError:
                     continue
