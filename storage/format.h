@@ -58,8 +58,8 @@
 
 enum cairn_record_kind {
     CAIRN_RECORD_VALUE = 1,
-    CAIRN_RECORD_TOMBSTONE = 2, /* 1 block, twice: every lower version of the key is dead */
-    CAIRN_RECORD_HOLE = 3,      /* a write that failed; `blocks` to step over       */
+    CAIRN_RECORD_TOMBSTONE = 2, /* 1 block, twice: every lower version of the key is dead   */
+    CAIRN_RECORD_HOLE = 3,      /* a write that failed; `blocks` to step over               */
     CAIRN_RECORD_CLEAR = 4,     /* 1 block, twice: every lower version of its space is dead */
 };
 
