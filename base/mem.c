@@ -325,7 +325,10 @@ static bool table_round(size_t len, size_t *ret)
 void *cairn_table_alloc(size_t len)
 {
     size_t rounded;
-    if (!table_round(len, &rounded) || !memory_left(rounded))
+    if (!table_round(len, &rounded))
+        return NULL;
+    /* Asking takes longer than a small table does, and the spare room is there for those. */
+    if (rounded >= HUGE_BYTES && !memory_left(rounded))
         return NULL;
     char *p = range_reserve(rounded);
     if (!p)

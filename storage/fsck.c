@@ -225,6 +225,23 @@ static struct cairn_summary_disk *footer(struct fsck *f, uint32_t seg, uint32_t 
     return s;
 }
 
+/* Between two records of a footer lies nothing but the second copy of a mark, or what recovery found
+ * damaged and stepped over. */
+static void gap(struct fsck *f, const struct cairn_summary_disk *s, uint32_t next,
+                uint32_t generation)
+{
+    uint32_t block = s->block + s->blocks;
+    if (next == block)
+        return;
+    bool copy = read_at(f, (uint64_t)block * CAIRN_BLOCK, f->h, CAIRN_BLOCK) &&
+                cairn_record_check(f->h, &f->shape, block, generation) &&
+                cairn_record_repeats(f->h, s);
+    if (copy && next == block + 1)
+        return;
+    f->r->bad_headers++;
+    dump(f, "{\"what\":\"record\",\"block\":%u,\"verdict\":\"bad\"}", block + copy);
+}
+
 /* Records that the footer vouches for: each must be there and whole. */
 static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t count,
                    uint32_t generation)
@@ -252,6 +269,8 @@ static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t 
         f->r->bad_payloads += !payload;
         if (!ok)
             dump(f, "{\"what\":\"record\",\"block\":%u,\"verdict\":\"bad\"}", s[i].block);
+        if (i + 1 < count)
+            gap(f, &s[i], s[i + 1].block, generation);
     }
 }
 

@@ -407,7 +407,7 @@ static bool walk_over(struct cairn_nvme *t, struct recovery *r, struct walk *w)
     if (r->io_error || walk_whole(t, w))
         return false;
     uint32_t count = s->count;
-    uint32_t next = walk_look(t, r, w), end = nvme_seg_first(t, w->seg) + t->seg_blocks;
+    uint32_t next = walk_look(t, r, w);
     if (s->count > count) {
         w->block = w->f->sums[s->count - 1].block + 1;
         s->broken = true;
@@ -416,10 +416,9 @@ static bool walk_over(struct cairn_nvme *t, struct recovery *r, struct walk *w)
     if (next || (s->generation == t->whole_generation && !r->io_error))
         cairn_log(CAIRN_LOG_WARN, "%s: a record in segment %u is damaged and lost", t->path,
                   w->seg);
-    if (!next || cairn_footer_blocks(s->count + 1) > end - next)
+    if (!next)
         return false;
-    w->f->sums[s->count++] = (struct cairn_summary_disk){
-        .kind = CAIRN_RECORD_HOLE, .block = w->block, .blocks = next - w->block};
+    /* A gap, not a hole: what was damaged may be a second copy, for whose summary there is no room. */
     w->block = next;
     s->broken = true;
     return true;

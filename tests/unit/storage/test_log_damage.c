@@ -341,6 +341,46 @@ Test(log_damage, one_copy_that_landed_is_not_left_alone)
     dead_stays(&b, 1, 1);
 }
 
+/* A full segment, its footer lost; a damaged copy of its tombstone takes no room from the last value. */
+static void full_and_damaged(uint32_t copy)
+{
+    const uint64_t last = 62;
+    struct bench b;
+    bench_init(&b);
+    open_ok(&b.h);
+    put_or_die(&b, 0, 2 * CAIRN_BLOCK);
+    for (uint64_t id = 1; id < last; id++)
+        put_or_die(&b, id, 3 * CAIRN_BLOCK);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
+    uint32_t tombstone = b.h.keys[last - 1].block + 4;
+    put_or_die(&b, last, 3 * CAIRN_BLOCK);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    cr_assert_eq(b.h.keys[last].block, tombstone + 2);
+    cr_assert_eq(b.h.keys[last].block + 4 + cairn_footer_blocks(last + 2), 512 + 256);
+    put_or_die(&b, last + 1, LEN);
+    cr_assert_eq(host_sync(&b.h), CAIRN_OK);
+    settle(&b);
+    crash(&b);
+    spoil(&b, seg_off(1) - CAIRN_BLOCK);
+    spoil(&b, (uint64_t)(tombstone + copy) * CAIRN_BLOCK);
+    for (int again = 0; again < 2; again++) {
+        host_forget(&b.h);
+        open_ok(&b.h);
+        for (uint64_t id = 0; id <= last + 1; id++)
+            cr_assert_eq(host_get(&b.h, id), id == 1 ? CAIRN_MISS : CAIRN_OK, "key %d, copy %d",
+                         (int)id, (int)copy);
+        cr_assert(host_close(&b.h));
+    }
+    bench_fini(&b);
+}
+
+Test(log_damage, a_damaged_copy_takes_no_room_from_the_last_value)
+{
+    full_and_damaged(0);
+    full_and_damaged(1);
+}
+
 /* Segments full of tombstones, without their footers: the second copies take no room in them. */
 Test(log_damage, a_segment_of_tombstones_without_its_footer)
 {
