@@ -225,8 +225,8 @@ static struct cairn_summary_disk *footer(struct fsck *f, uint32_t seg, uint32_t 
     return s;
 }
 
-/* Between two records of a footer lies nothing but the second copy of a mark, or what recovery found
- * damaged and stepped over. */
+/* Between two records of a footer lies nothing but the second copy of a mark, or what recovery
+ * found damaged and stepped over. */
 static void gap(struct fsck *f, const struct cairn_summary_disk *s, uint32_t next,
                 uint32_t generation)
 {

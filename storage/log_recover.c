@@ -418,7 +418,7 @@ static bool walk_over(struct cairn_nvme *t, struct recovery *r, struct walk *w)
                   w->seg);
     if (!next)
         return false;
-    /* A gap, not a hole: what was damaged may be a second copy, for whose summary there is no room. */
+    /* No hole: what was damaged may be a second copy, for whose summary there is no room. */
     w->block = next;
     s->broken = true;
     return true;

@@ -14,7 +14,7 @@
 #define MEM_BYTES (512ull << 20)
 /* Many times the last-level cache: values are not in it either. */
 #define IO_BYTES (512ull << 20)
-/* Reads in one call: of a length like a round of the bare loop, which has one start and one end too. */
+/* As long as a round of the bare loop, which has one start and one end too. */
 #define BATCH_BYTES MEM_BYTES
 #define BATCH_MAX 2048u
 #define TIMEOUT (30 * CAIRN_NS_PER_S)

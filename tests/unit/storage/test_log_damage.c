@@ -341,7 +341,8 @@ Test(log_damage, one_copy_that_landed_is_not_left_alone)
     dead_stays(&b, 1, 1);
 }
 
-/* A full segment, its footer lost; a damaged copy of its tombstone takes no room from the last value. */
+/* A full segment, its footer lost; a damaged copy of its tombstone takes no room from the last
+ * value. */
 static void full_and_damaged(uint32_t copy)
 {
     const uint64_t last = 62;
