@@ -22,13 +22,15 @@ class NodeError(Exception):
 class Node:
     """Serves one log; its socket is beside the log."""
 
-    def __init__(self, folder: Path, *, ram: str, disk: str) -> None:
+    def __init__(self, folder: Path, *, ram: str, disk: str,
+                 binary: Path = BINARY) -> None:
         self.folder = folder
         self.socket = folder / "cairn.sock"
         if len(os.fsencode(self.socket)) > 107:
             raise NodeError(f"the path of {self.socket} is too long for a socket; give a shorter "
                             "one with --out")
         self.log = folder / "cairnd.log"
+        self._binary = binary
         self._options = [f"--socket={self.socket}", f"--disk-path={folder}", f"--ram={ram}",
                          f"--disk={disk}", "--port=0", "--http-port=0", f"--log-file={self.log}",
                          "--config="]
@@ -42,7 +44,7 @@ class Node:
     def start(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / "cairnd.err").open("ab") as errors:
-            self._process = subprocess.Popen([BINARY, *self._options], stderr=errors,
+            self._process = subprocess.Popen([self._binary, *self._options], stderr=errors,
                                              stdin=subprocess.DEVNULL, start_new_session=True)
         end = time.monotonic() + START_SECONDS
         while not self._answers():

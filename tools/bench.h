@@ -54,6 +54,8 @@ bool bench_restart(struct bench *b);
 bool bench_net(struct bench *b);
 bool bench_shm(struct bench *b);
 bool bench_replay(struct bench *b, const char *trace);
+/* Gives the process to the bench of a real engine; returns an exit status if that cannot be. */
+int bench_engine(int argc, char **argv);
 
 /* --- bench_report.c --- */
 struct bench_row bench_row(const char *unit, const char *limit_name); /* all numbers NAN */

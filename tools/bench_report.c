@@ -146,6 +146,12 @@ static bool meets(const struct goal *g, const struct bench_row *r)
     return false;
 }
 
+/* Those figures are checked by the program that measures them, deploy/bench_engine.py. */
+static bool is_of_engine(const struct goal *g)
+{
+    return strncmp(g->name, "engine-", strlen("engine-")) == 0;
+}
+
 bool bench_check(const struct bench *b, bool all)
 {
     struct goals g = {0};
@@ -154,7 +160,7 @@ bool bench_check(const struct bench *b, bool all)
     uint32_t measured = 0, missed = 0;
     for (uint32_t i = 0; i < g.count; i++) {
         const struct bench_row *r = find_row(b, g.list[i].name);
-        if (!r && !all)
+        if (!r && (!all || is_of_engine(&g.list[i])))
             continue;
         if (!r)
             fprintf(stderr, "missed: %s: not measured\n", g.list[i].name);

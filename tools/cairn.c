@@ -161,8 +161,11 @@ int main(int argc, char **argv)
     }
     const char *names[COMMANDS + 1] = {NULL};
     for (size_t i = 0; i < COMMANDS; i++) {
-        if (!strcmp(argv[1], commands[i]->name))
-            return run_command(commands[i], argc - 2, argv + 2);
+        const struct cli_command *c = commands[i];
+        if (!strcmp(argv[1], c->name) && c->apart && argc > 2 && !strcmp(argv[2], c->apart))
+            return c->run_apart(argc - 3, argv + 3);
+        if (!strcmp(argv[1], c->name))
+            return run_command(c, argc - 2, argv + 2);
         names[i] = commands[i]->name;
     }
     const char *near = cairn_nearest(argv[1], names);

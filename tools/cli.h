@@ -21,6 +21,8 @@ struct cli_command {
     int (*run)(const void *options, char **args, uint32_t count);
     const char *help; /* one sentence */
     const char *more; /* further lines of --help, or NULL */
+    const char *apart; /* a first argument whose options are its own, or NULL */
+    int (*run_apart)(int argc, char **argv); /* gets what stands behind it */
 };
 
 /* On stores, on keys and on the machine. */

@@ -50,9 +50,9 @@ static const struct family {
 
 static int unknown_family(const char *name)
 {
-    const char *names[FAMILIES + 3] = {"all", "replay"};
+    const char *names[FAMILIES + 4] = {"all", "replay", "engine"};
     for (size_t i = 0; i < FAMILIES; i++)
-        names[i + 2] = families[i].name;
+        names[i + 3] = families[i].name;
     const char *near = cairn_nearest(name, names);
     if (near)
         return cli_fail(CLI_USAGE, "bench: unknown figure '%s': did you mean '%s'?", name, near);
@@ -85,6 +85,9 @@ static int run(const void *opts, char **args, uint32_t count)
     static struct bench b;
     b = (struct bench){.o = o};
     const char *name = args[0], *trace = count > 1 ? args[1] : NULL;
+    if (!strcmp(name, cli_bench.apart))
+        return cli_fail(CLI_USAGE, "bench: options of 'engine' stand behind it: cairn bench engine "
+                        "--help lists them");
     if (!is_family(name))
         return unknown_family(name);
     if (o->size & (o->size - 1))
@@ -108,7 +111,7 @@ static int run(const void *opts, char **args, uint32_t count)
 
 const struct cli_command cli_bench = {
     .name = "bench",
-    .args = "key|index|ram|disk|mixed|restart|net|shm|all | replay TRACE",
+    .args = "key|index|ram|disk|mixed|restart|net|shm|all | replay TRACE | engine ...",
     .args_min = 1,
     .args_max = 2,
     .options = options,
@@ -116,5 +119,8 @@ const struct cli_command cli_bench = {
     .run = run,
     .help = "measure Cairn beside this machine's own limits",
     .more = "A figure is the median of rounds that alternate Cairn and the limit; bytes are\n"
-            "checked and failures are not counted. tools/README.md says what each figure is.\n",
+            "checked and failures are not counted. tools/README.md says what each figure is.\n"
+            "engine measures a real vLLM: cairn bench engine --help lists its options.\n",
+    .apart = "engine",
+    .run_apart = bench_engine,
 };

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,9 @@ def test_without_a_command_it_says_how(cairn):
         (["bench", "ram", "--size", "1KiB"], ["size"]),
         (["bench", "disk", "--path", "/no/such/place"], ["/no/such/place", "--path"]),
         (["bench", "replay"], ["trace"]),
+        (["bench", "engin"], ["'engin'", "did you mean 'engine'"]),
+        (["bench", "--check", "engine"], ["'engine'", "cairn bench engine --help"]),
+        (["bench", "engine", *["warm"] * 65], ["65 arguments", "at most 64"]),
     ],
 )
 def test_wrong_usage_names_the_input_and_the_fix(cairn, args, words):
@@ -438,9 +442,61 @@ def test_bench_check_names_what_was_missed(cairn, place):
     assert ("missed: keys-128k" in text) == (done.returncode == 1)
 
 
+@pytest.fixture(scope="session")
+def without_vllm(tmp_path_factory):
+    """An interpreter that has nothing but its own library."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+    return {"CAIRN_PYTHON": str(folder / "bin" / "python")}
+
+
+def test_bench_engine_says_what_it_measures(cairn, without_vllm):
+    done = cairn("bench", "engine", "--help", env=without_vllm)
+    assert done.returncode == 0, done.stderr.decode()
+    text = done.stdout.decode()
+    assert text.startswith("usage: cairn bench engine ")
+    for word in ["--json FILE", "--check", "CAIRN_PYTHON", "warm", "misses", "restart",
+                 "conversation", "faults"]:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["wrm"], ["'wrm'", "did you mean 'warm'"]),
+        (["qqqqq"], ["'qqqqq'", "there are warm"]),
+        (["--chek"], ["--chek", "cairn bench engine --help"]),
+        (["--rounds", "0"], ["--rounds 0", "1 or more"]),
+        (["--rounds", "many"], ["'many'"]),
+        (["--json", "/no/such/place/a.json"], ["/no/such/place/a.json", "make it first"]),
+    ],
+)
+def test_wrong_usage_of_bench_engine(cairn, without_vllm, args, words):
+    refused(cairn("bench", "engine", *args, env=without_vllm), 2, *words)
+
+
+def test_bench_engine_says_what_is_missing_and_how_to_get_it(cairn, place, without_vllm):
+    def run(*args, python=without_vllm):
+        return cairn("bench", "engine", "--out", place / "out", *args, env=python)
+
+    refused(run(python={"CAIRN_PYTHON": "/no/python"}), 1, "'/no/python'", "CAIRN_PYTHON")
+    refused(run("--model", place), 1, f"no model in '{place}'", "deploy/run", "--model")
+    (place / "config.json").write_text("{}")
+    refused(run("--model", place, "--node", place / "x"), 1, str(place / "x"), "deploy/run build")
+    refused(run("--model", place), 1, without_vllm["CAIRN_PYTHON"], "vLLM", "deploy/run",
+            "CAIRN_PYTHON")
+    assert not (place / "out").exists()
+
+
+def test_bench_engine_empties_no_folder_of_others(cairn, place, without_vllm):
+    (place / "mine").write_text("precious")
+    refused(cairn("bench", "engine", "--out", place, env=without_vllm), 2, str(place), "not empty")
+    assert (place / "mine").read_text() == "precious"
+
+
 def test_goals_are_the_figures_that_bench_prints():
     goals = json.loads((ROOT / "tools/bench/goals.json").read_text())
-    assert len(goals) == 32 and len({g["name"] for g in goals}) == 32
+    assert len(goals) == 43 and len({g["name"] for g in goals}) == 43
     for goal in goals:
         assert set(goal) == {"name", "metric", "bound", "direction"}
         assert goal["metric"] in ("ratio", "value") and goal["direction"] in ("min", "max")

@@ -1,0 +1,307 @@
+"""The figures of `cairn bench engine`, a family each (tools/README.md says what each is)."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from signal import SIGCONT, SIGSTOP
+from typing import Any
+from collections.abc import Callable, Iterator
+
+from demo_engine import EngineError, EngineProcess
+from demo_node import Node, NodeError
+from demo_rates import copy_rate, read_rate
+
+LONG, SHORT, SHORT_COUNT = 4243, 400, 24
+RAM, DISK = "1GiB", "4GiB"
+
+
+class Failed(Exception):
+    pass
+
+
+FAILURES = (Failed, EngineError, NodeError)
+
+
+@dataclass
+class Figure:
+    """value: what the goal is about; limit: what the machine gives, or the other side."""
+
+    name: str
+    value: float
+    unit: str
+    limit: float | None
+    limit_name: str
+    runs: int
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+@dataclass
+class Bench:
+    model: Path
+    out: Path
+    cairnd: Path
+    document: str
+    rounds: int
+    words: list[int] = field(default_factory=list)
+    started: float = field(default_factory=time.monotonic)
+    figures: list[Figure] = field(default_factory=list)
+    count: int = 0
+
+    def say(self, text: str) -> None:
+        print(f"bench engine: [{time.monotonic() - self.started:5.1f} s] {text}", file=sys.stderr,
+              flush=True)
+
+    def engine(self, name: str, uri: str | None, **options: Any) -> EngineProcess:
+        self.count += 1
+        self.say(f"starting the engine '{name}'")
+        engine = EngineProcess(self.model, uri, self.out / f"{self.count}-{name}.log", **options)
+        if not self.words:
+            self.words = engine.tokens(self.document)
+        # A first answer is slower than all others.
+        engine.answer(self.unique(options.get("max_len", 2 * LONG) // 2), max_tokens=2)
+        return engine
+
+    def unique(self, length: int) -> list[int]:
+        """Tokens of the document in an order of their own: no prefix is shared."""
+        self.count += 1
+        tokens = self.words[:length]
+        random.Random(self.count).shuffle(tokens)
+        return tokens
+
+    @contextlib.contextmanager
+    def node(self, name: str) -> Iterator[Node]:
+        node = Node(self.out / name, ram=RAM, disk=DISK, binary=self.cairnd)
+        try:
+            yield node
+        finally:
+            node.kill()
+            (node.folder / "cairn.log").unlink(missing_ok=True)
+
+    def add(self, figure: Figure) -> None:
+        self.figures.append(figure)
+        print(f"{figure.name:26} {cell(figure.value):>9} {figure.unit:3} "
+              f"{cell(figure.limit):>9}  {figure.limit_name}", flush=True)
+
+
+def hit(answer: dict[str, Any], own: dict[str, Any], what: str) -> dict[str, Any]:
+    """The answer, if it is a hit like the engine's own, bit for bit."""
+    if answer["loaded_tokens"] != own["cached_tokens"]:
+        raise Failed(f"{what}: Cairn brought {answer['loaded_tokens']} of {own['cached_tokens']} "
+                     "tokens")
+    if answer["logprobs"] != own["logprobs"]:
+        raise Failed(f"{what}: other log probabilities than the engine's own prefix hit")
+    return answer
+
+
+def median_ms(times: list[float]) -> float:
+    return statistics.median(times) * 1000
+
+
+def warm(b: Bench, off: EngineProcess, on: EngineProcess) -> None:
+    """The long prompt from the node's memory, over the own prefix hit of an engine without one."""
+    prompt = b.words[:LONG]
+    cold = [off.answer(prompt), on.answer(prompt)]
+    own = on.answer(prompt)
+    floor, loaded = [], []
+    for _ in range(b.rounds + 2):
+        on.reset()
+        loaded.append(hit(on.answer(prompt), own, "warm"))
+        floor.append(off.answer(prompt))
+    size = loaded[0]["loaded_bytes"]
+    rate = copy_rate(size)
+    times, floors = ([a["ttft_s"] for a in answers] for answers in (loaded, floor))
+    added, copy = median_ms(times) - median_ms(floors), size / rate * 1000
+    b.add(Figure("engine-warm", added - copy, "ms", copy, "a plain copy of as many bytes",
+                 len(times), {"ttft_ms": median_ms(times), "prefix_ms": median_ms(floors),
+                              "added_ms": added, "bytes": size, "copy_gb_s": rate / 1e9,
+                              "cold_ms": [a["ttft_s"] * 1000 for a in cold]}))
+
+
+def rounds_of(b: Bench, pair: tuple[EngineProcess, EngineProcess], count: int,
+              length: int) -> list[tuple[float, float]]:
+    """Sums of the times of `count` unique prompts a round, engines in turns."""
+    found = []
+    for i in range(b.rounds):
+        sums = [0.0, 0.0]
+        for which in ((0, 1), (1, 0))[i % 2]:
+            for _ in range(count):
+                answer = pair[which].answer(b.unique(length), max_tokens=1)
+                if answer["cached_tokens"]:
+                    raise Failed("a unique prompt was found in a cache")
+                sums[which] += answer["ttft_s"]
+            time.sleep(0.5)  # what one still saves must not slow the other
+        found.append((sums[0], sums[1]))
+    return found
+
+
+def misses(b: Bench, off: EngineProcess, on: EngineProcess) -> None:
+    for name, count, length in (("engine-miss-400", SHORT_COUNT, SHORT),
+                                ("engine-miss-long", 1, LONG)):
+        found = rounds_of(b, (off, on), count, length)
+        b.add(Figure(name, statistics.median(w / o for o, w in found), "x",
+                     median_ms([o for o, _ in found]), "ms without a connector", len(found),
+                     {"off_ms": [o * 1000 for o, _ in found],
+                      "on_ms": [w * 1000 for _, w in found]}))
+
+
+def restart(b: Bench, off: EngineProcess) -> None:
+    """The long prompt from disk, each time after kill -9 of the node and the engine."""
+    prompt = b.words[:LONG]
+    off.answer(prompt)
+    loaded, floor = [], []
+    with b.node("restart") as node:
+        with b.engine("restart", node.uri) as engine:
+            engine.answer(prompt)
+            own = engine.answer(prompt)
+            engine.flush()
+        for _ in range(b.rounds):
+            node.kill()
+            node.start()
+            with b.engine("restart", node.uri) as engine:
+                loaded.append(hit(engine.answer(prompt), own, "restart"))
+            floor.append(off.answer(prompt))
+        rate = read_rate(node.folder / "cairn.log", loaded[0]["loaded_bytes"])
+    size = loaded[0]["loaded_bytes"]
+    times, floors = ([a["ttft_s"] for a in answers] for answers in (loaded, floor))
+    added, read = median_ms(times) - median_ms(floors), 1.2 * size / rate * 1000
+    b.add(Figure("engine-disk", added - read, "ms", read, "1.2 times a plain read of as many bytes",
+                 len(times), {"ttft_ms": [t * 1000 for t in times], "prefix_ms": median_ms(floors),
+                              "added_ms": added, "bytes": size, "disk_gb_s": rate / 1e9}))
+
+
+USERS, TURNS, FIRST, TURN, SAID = 8, 6, 640, 128, 32
+TALK_TOKENS = 2048  # more than one conversation has at its end
+BLOCK = 128
+
+
+def talk(b: Bench, engine: EngineProcess, salt: int) -> float:
+    """Mean time to the first token of users who talk in turns, each on their own document."""
+    histories = [random.Random(salt * USERS + u).sample(b.words, FIRST) for u in range(USERS)]
+    times = []
+    for turn in range(TURNS):
+        for user, history in enumerate(histories):
+            history += random.Random(f"{salt} {user} {turn}").sample(b.words, TURN)
+            answer = engine.answer(history, max_tokens=SAID)
+            times.append(answer["ttft_s"])
+            history += answer["tokens"]
+    return statistics.mean(times)
+
+
+def conversations(b: Bench) -> None:
+    """An engine whose KV space is a third of what the conversations need."""
+    need = USERS * -(-(FIRST + TURNS * (TURN + SAID)) // BLOCK)
+    with b.node("talk") as node, \
+            b.engine("talk-off", None, blocks=need // 3, max_len=TALK_TOKENS) as off, \
+            b.engine("talk-on", node.uri, blocks=need // 3, max_len=TALK_TOKENS) as on:
+        found = []
+        for i in range(b.rounds):
+            pair = (talk(b, off, i), talk(b, on, i)) if i % 2 else \
+                tuple(reversed((talk(b, on, i), talk(b, off, i))))
+            found.append(pair)
+    b.add(Figure("engine-conversation", statistics.median(w / o for o, w in found), "x",
+                 median_ms([o for o, _ in found]), "ms without a connector", len(found),
+                 {"off_ms": [o * 1000 for o, _ in found],
+                  "on_ms": [w * 1000 for _, w in found]}))
+
+
+@contextlib.contextmanager
+def slow(node: Node) -> Iterator[None]:
+    """Replies take about a second: the node runs 20 ms of each."""
+    over = threading.Event()
+
+    def hold() -> None:
+        while not over.is_set():
+            node.send(SIGSTOP)
+            over.wait(1.0)
+            node.send(SIGCONT)
+            over.wait(0.02)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextlib.contextmanager
+def killed(node: Node) -> Iterator[None]:
+    node.kill()
+    yield
+    node.start()
+
+
+@contextlib.contextmanager
+def frozen(node: Node) -> Iterator[None]:
+    node.send(SIGSTOP)
+    yield
+    node.send(SIGCONT)
+
+
+def faults(b: Bench) -> None:
+    """A node that goes away and comes back under an engine."""
+    ways: list[tuple[str, Callable[[Node], Any]]] = [("killed", killed), ("frozen", frozen),
+                                                     ("slow", slow)]
+    with b.node("faults") as node, b.engine("faults", node.uri) as engine:
+        prompt = b.words[:5 * BLOCK + 60]
+        for name, way in ways:
+            added, back = [], []
+            for _ in range(b.rounds):
+                cold = engine.answer(b.unique(len(prompt)), max_tokens=1)["ttft_s"]
+                engine.answer(prompt, max_tokens=1)
+                engine.flush()
+                with way(node):
+                    times = []
+                    for _ in range(4):
+                        engine.reset()
+                        times.append(engine.answer(prompt, max_tokens=1)["ttft_s"])
+                added.append(sum(max(t - cold, 0) for t in times))
+                back.append(seconds_until_hit(engine, prompt))
+            b.add(Figure(f"engine-node-{name}", median_ms(added), "ms", None,
+                         "added to four first tokens together", len(added),
+                         {"added_ms": [a * 1000 for a in added]}))
+            b.add(Figure(f"engine-node-{name}-back", statistics.median(back), "s", None,
+                         "until the engine hits again", len(back), {"seconds": back}))
+
+
+def seconds_until_hit(engine: EngineProcess, prompt: list[int]) -> float:
+    start = time.monotonic()
+    while time.monotonic() - start < 60:
+        engine.reset()
+        if engine.answer(prompt, max_tokens=1)["loaded_tokens"]:
+            return time.monotonic() - start
+        time.sleep(0.1)
+    raise Failed("no hit within 60 s of the node's return")
+
+
+def measure(model: Path, out: Path, cairnd: Path, document: str, rounds: int,
+            only: set[str]) -> list[dict[str, Any]]:
+    b = Bench(model, out, cairnd, document, rounds)
+    print(f"{'figure':26} {'value':>9} {'':3} {'limit':>9}  limit is", flush=True)
+    if only & {"warm", "misses", "restart"}:
+        with b.engine("off", None) as off:
+            if only & {"warm", "misses"}:
+                with b.node("node") as node, b.engine("on", node.uri) as on:
+                    if "warm" in only:
+                        warm(b, off, on)
+                    if "misses" in only:
+                        misses(b, off, on)
+            if "restart" in only:
+                restart(b, off)
+    if "conversation" in only:
+        conversations(b)
+    if "faults" in only:
+        faults(b)
+    return [asdict(f) for f in b.figures]
