@@ -4,6 +4,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "base/types.h"
 #include "connector/handle.h"
 
@@ -69,9 +70,11 @@ cairn_status cairn_open(const char *uri, cairn_store **ret, char *err, size_t er
     if (!ops)
         return refuse_scheme(uri, err, err_cap);
     pthread_once(&fork_once, watch_forks);
-    struct cairn_store *s = calloc(1, sizeof *s);
-    if (!s)
+    struct cairn_store *s = cairn_calloc(1, sizeof *s);
+    if (!s) {
+        snprintf(err, err_cap, "no memory for the store: end something else, or use a smaller ram");
         return CAIRN_NOMEM;
+    }
     cairn_status st = ops->open(uri, &s->backend, err, err_cap);
     if (st) {
         free(s);

@@ -1,9 +1,11 @@
 #include "connector/embedded.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/copy.h"
+#include "base/mem.h"
 #include "chunking/identity.h"
 
 static struct cairn_vault *vault_of(struct cairn_backend *b)
@@ -14,9 +16,11 @@ static struct cairn_vault *vault_of(struct cairn_backend *b)
 static cairn_status embedded_open(const char *uri, struct cairn_backend **ret, char *err,
                                   size_t err_cap)
 {
-    struct embedded *e = calloc(1, sizeof *e);
-    if (!e)
+    struct embedded *e = cairn_calloc(1, sizeof *e);
+    if (!e) {
+        snprintf(err, err_cap, "no memory for the store: end something else, or use a smaller ram");
         return CAIRN_NOMEM;
+    }
     cairn_status st = cairn_uri_parse(uri, &e->uri, err, err_cap);
     if (!st) {
         cairn_copy_init();

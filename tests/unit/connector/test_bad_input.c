@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "base/mem.h"
 #include "connector/cairn.h"
 #include "storage/format.h"
 #include "tests/helpers/value.h"
@@ -231,6 +232,36 @@ Test(bad_input, budget_smaller_than_a_value)
     cr_assert_eq(cairn_open(small, &store, err, sizeof(err)), CAIRN_INVAL);
     cr_assert(strstr(err, "disk"), "%s", err);
     cr_assert_neq(access(path, F_OK), 0, "a refused open left a file");
+}
+
+/* Whichever allocation fails, nothing is left open and a sentence says so. */
+Test(bad_input, no_memory_at_any_step_of_opening)
+{
+    open_store();
+    put_one(1);
+    cr_assert_eq(cairn_flush(store, PATIENCE), CAIRN_OK);
+    cairn_close(store);
+    uint64_t refused = 0;
+    for (uint64_t nth = 1; nth < refused + 8; nth++) {
+        store = NULL;
+        cairn_mem_fail_nth(nth);
+        cairn_status s = cairn_open(uri, &store, err, sizeof(err));
+        cairn_mem_fail_nth(0);
+        if (s == CAIRN_OK) {
+            /* A step that has another way, as huge pages have. */
+            cr_assert_eq(get_one(1), CAIRN_OK);
+            cairn_close(store);
+            continue;
+        }
+        cr_assert_eq(s, CAIRN_NOMEM, "allocation %d: status %d", (int)nth, s);
+        cr_assert(strstr(err, "memory") || strstr(err, "ram="), "allocation %d: '%s'", (int)nth,
+                  err);
+        cr_assert_null(store);
+        refused = nth;
+    }
+    cr_assert_gt(refused, 10);
+    open_store();
+    cr_assert_eq(get_one(1), CAIRN_OK);
 }
 
 Test(bad_input, no_arguments)
