@@ -202,14 +202,15 @@ def test_path_missing(probe, open_place):
     assert str(open_place / "no" / "such") in sentence
 
 
-def test_read_only_mount(probe, place):
-    mount("-t", "tmpfs", "-o", "ro,size=128m", "tmpfs", place)
+@pytest.mark.parametrize("who", [[], ["--nobody"]], ids=["root", "nobody"])
+def test_read_only_mount(probe, open_place, who):
+    mount("-t", "tmpfs", "-o", "ro,mode=1777,size=128m", "tmpfs", open_place)
     try:
-        status, sentence = probe().refused(uri(place / "log"))
+        status, sentence = probe(*who).refused(uri(open_place / "log"))
         assert "read-only" in sentence.lower()
-        assert str(place) in sentence
+        assert str(open_place) in sentence
     finally:
-        subprocess.run(["umount", "-l", place], check=True)
+        subprocess.run(["umount", "-l", open_place], check=True)
 
 
 def test_without_direct_io(probe, place):

@@ -106,6 +106,22 @@ Test(lease, ends_by_itself_when_nobody_looked)
     cr_assert_eq(get_id(1, 1, MIB), CAIRN_MISS);
 }
 
+/* Who wonders why nothing leaves the RAM is told how old the oldest lease is. */
+Test(lease, the_oldest_is_reported)
+{
+    put_id(1, MIB);
+    put_id(2, MIB);
+    cr_assert_eq(stat_number("\"oldest_lease_ms\":"), 0);
+    cairn_lease *oldest = take(1, 60 * SECOND);
+    usleep(30000);
+    cairn_lease *other = take(2, 60 * SECOND);
+    cr_assert_geq(stat_number("\"oldest_lease_ms\":"), 30);
+    cairn_lease_release(other);
+    cr_assert_geq(stat_number("\"oldest_lease_ms\":"), 30);
+    cairn_lease_release(oldest);
+    cr_assert_eq(stat_number("\"oldest_lease_ms\":"), 0);
+}
+
 Test(lease, goes_with_its_session)
 {
     put_id(1, MIB);
