@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "connector/uri.h"
+#include "storage/cause.h"
 #include "tools/json.h"
 
 #define FIELDS_MAX 128
@@ -22,6 +23,11 @@ int cli_fail(int status, const char *fmt, ...)
     fputc('\n', stderr);
     va_end(ap);
     return status;
+}
+
+const char *cli_reason(cairn_status status, int32_t cause)
+{
+    return cause ? cairn_cause_text((enum cairn_cause)cause) : cairn_status_str(status);
 }
 
 void cli_progress(const char *what, uint64_t done, uint64_t total)

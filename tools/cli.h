@@ -35,6 +35,9 @@ extern const struct cli_command cli_ping, cli_info, cli_top, cli_lookup, cli_why
 /* Prints "cairn NAME: sentence" on stderr and returns the exit status given. */
 int cli_fail(int status, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* What came of one key, in words: its cause, where one was given. */
+const char *cli_reason(cairn_status status, int32_t cause);
+
 /* One line on stderr that overwrites itself on a terminal; elsewhere a line every 10 %. */
 void cli_progress(const char *what, uint64_t done, uint64_t total);
 

@@ -57,8 +57,8 @@ static int get(const struct options *o, cairn_store *store, const struct cairn_k
     uint64_t ns = cairn_now_ns() - start;
     int status;
     if (!hits)
-        status = cli_fail(1, "key '%.16s...' could not be read: %s; `cairn stat` counts the causes",
-                          hex, cairn_status_str(s != CAIRN_OK ? s : g.status));
+        status = cli_fail(1, "key '%.16s...' could not be read: %s", hex,
+                          cli_reason(s != CAIRN_OK ? s : g.status, g.cause));
     else if (o->json && !o->output[0])
         status = report(o, hex, len, ns);
     else

@@ -1,5 +1,6 @@
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/clock.h"
 #include "tools/cli.h"
@@ -31,12 +32,22 @@ static const struct cairn_opt options[] = {
     {.name = NULL},
 };
 
+static int refused(const struct options *o, cairn_store *store, const struct cairn_put *p,
+                   const char *hex)
+{
+    if (p->status == CAIRN_TOOBIG)
+        return cli_fail(1, "'%.16s...' was not stored: it has %zu bytes, and the largest value of "
+                        "'%s' is %llu: use a store with more ram= and disk=, or smaller chunks",
+                        hex, cairn_sgl_bytes(&p->value), o->store,
+                        (unsigned long long)cairn_value_max(store));
+    return cli_fail(1, "'%.16s...' was not stored: %s", hex, cli_reason(p->status, p->cause));
+}
+
 static int put(const struct options *o, cairn_store *store, struct cairn_put *p, const char *hex)
 {
     cairn_status s = cairn_put(store, p, 1, o->timeout_ns);
     if (s != CAIRN_OK && s != CAIRN_EXISTS)
-        return cli_fail(1, "'%.16s...' was not stored: %s; `cairn stat` counts the causes", hex,
-                        cairn_status_str(s));
+        return refused(o, store, p, hex);
     s = cairn_flush(store, o->timeout_ns);
     bool memory = s == CAIRN_UNSUPPORTED && cli_is_node(o->store);
     if (s == CAIRN_UNSUPPORTED && !memory)
@@ -55,9 +66,12 @@ static int run(const void *opts, char **args, uint32_t count)
 {
     (void)count;
     const struct options *o = opts;
+    static const struct cairn_key none;
     struct cairn_put p = {0};
     if (!cli_parse_key(args[0], &p.key))
         return cli_fail(2, "put: '%s' is not a key: give 64 hexadecimal digits", args[0]);
+    if (!memcmp(&p.key, &none, sizeof none))
+        return cli_fail(2, "put: a key of zeros names nothing: `cairn keys` makes keys");
     if (o->parent[0] && !cli_parse_key(o->parent, &p.parent))
         return cli_fail(2, "put: '%s' is not a key: --parent takes 64 hexadecimal digits",
                         o->parent);

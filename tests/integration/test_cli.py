@@ -300,7 +300,8 @@ def test_refusals_of_the_store_commands(cairn, uri, place):
         cairn("put", "--store", "embedded:?ram=64MiB", key_of(2), "-", stdin=b"x"), 1, "no disk"
     )
     done = cairn("put", "--store", uri, key_of(2), "-", stdin=b"x" * (33 << 20))
-    refused(done, 1, key_of(2)[:16], "not stored")
+    refused(done, 1, key_of(2)[:16], "not stored", str(33 << 20), "largest", "ram=")
+    refused(cairn("put", "--store", uri, "0" * 64, "-", stdin=b"x"), 2, "zeros")
     refused(cairn("put", "--store", uri, "00", "-", stdin=b"x"), 2, "'00'", "64 hexadecimal")
     done = cairn("get", "--store", uri, key_of(1), "-o", place / "no" / "dir")
     refused(done, 1, "no/dir", "writable")
