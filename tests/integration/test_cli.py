@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import cairn as cairn_package
+
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = "model=smollm2,chunk_tokens=4,kv_dtype=bfloat16"
 SMALL = "ram=64MiB&disk=64MiB"
@@ -365,6 +367,28 @@ def test_fsck_finds_one_flipped_byte(cairn, uri, place, what, n):
     assert report["bad_payloads" if what == "payload" else "bad_headers"] == 1
     # And the store gives a miss, never the wrong bytes.
     refused(cairn("get", "--store", uri, key_of(n)), 1, key_of(n)[:16])
+
+
+def test_fsck_looks_at_the_second_copy_of_a_tombstone(cairn, uri, place):
+    ids = [hashlib.sha256(b"%d" % n).digest() for n in range(60)]
+    with cairn_package.open(uri) as store:
+        assert all(store.put(ids[:3], [value_of(n, 50_000) for n in range(3)]))
+        store.flush()
+        assert all(store.delete(ids[1:2]))
+        for n in range(3, 60):  # until its segment has a footer
+            assert store.put(ids[n : n + 1], [value_of(n, 50_000)]) == [True]
+        store.flush()
+    log = place / "cairn.log"
+    done, report, dump = fsck(cairn, log, "--dump")
+    assert done.returncode == 0 and report["sealed"] > 0
+    [tombstone] = [line for line in dump if line.get("kind") == "tombstone"]
+    with open(log, "r+b") as file:
+        for copy in (1, 0):
+            file.seek((tombstone["block"] + copy) * 4096 + 100)
+            file.write(b"\xff" * 64)
+            file.flush()
+            done, report, _ = fsck(cairn, log)
+            assert done.returncode == 1 and report["bad_headers"] == 2 - copy
 
 
 def test_fsck_of_what_is_no_log(cairn, place):
