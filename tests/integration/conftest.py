@@ -50,7 +50,11 @@ def full() -> bool:
     return bool(os.environ.get("CAIRN_TEST_FULL"))
 
 
-PORTS = itertools.cycle(random.sample(range(10_000, 32_000), 22_000))
+# Of several processes that run tests each has ports of its own.
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+OWN_PORTS = range(10_000 + WORKER, 32_000, WORKERS)
+PORTS = itertools.cycle(random.sample(OWN_PORTS, len(OWN_PORTS)))
 
 
 class Node:
