@@ -26,7 +26,8 @@
     X(EVICTED, "evicted", "dropped for room") \
     X(DELETED, "deleted", "deleted by request") \
     X(CLEARED, "cleared", "its space was cleared") \
-    X(NODE, "node", "the node that has it cannot be reached")
+    X(NODE, "node", "the node that has it cannot be reached") \
+    X(SPACE, "space", "another namespace holds the key")
 
 enum cairn_cause {
 #define CAIRN_CAUSE_ENUM(id, name, text) CAIRN_CAUSE_##id,

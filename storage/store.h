@@ -143,9 +143,13 @@ cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
  * first. */
 cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_key *key);
 
-/* --- namespaces: what the calls above do to chunks, of any space; to each space the values of the
- * others are not there --- */
+/* --- namespaces: what the calls above do to chunks, of any space --- */
 
+/* To each space the values of the others are not there, and it replaces none of them: while one
+ * holds a key, a put of it to another is refused (CAIRN_INVAL, cause SPACE). So is one of a key
+ * whose holder is on disk alone and may have expired: until somebody reads it nobody knows. A
+ * delete of a key that another holds is a MISS, or CAIRN_IO if the disk may hold a forgotten value
+ * of its own, which cannot be buried alone. */
 uint64_t cairn_vault_space_value_len(struct cairn_vault *v, uint16_t space,
                                      const struct cairn_key *key);
 cairn_status cairn_vault_space_delete(struct cairn_vault *v, uint16_t space,
@@ -153,6 +157,12 @@ cairn_status cairn_vault_space_delete(struct cairn_vault *v, uint16_t space,
                                       uint64_t deadline_ns, cairn_status *results);
 cairn_status cairn_vault_space_delete_now(struct cairn_vault *v, uint16_t space,
                                           const struct cairn_key *key);
+
+size_t cairn_vault_space_pin(struct cairn_vault *v, uint16_t space, const struct cairn_key *keys,
+                             size_t count, uint64_t deadline_ns, struct cairn_pin *pins);
+cairn_status cairn_vault_space_pin_now(struct cairn_vault *v, uint16_t space,
+                                       const struct cairn_key *key, bool check,
+                                       struct cairn_pin *ret, enum cairn_cause *cause);
 
 struct cairn_scan_item {
     struct cairn_key key;

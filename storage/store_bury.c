@@ -122,6 +122,13 @@ static bool foreign(const struct cairn_vault *v, uint32_t id, uint16_t space)
     return id != CAIRN_ENTRY_NONE && !entry_of(v, id, space);
 }
 
+/* The disk may hold a value of the space that was forgotten before another space took the key: a
+ * tombstone would bury both. */
+static bool beneath(struct cairn_vault *v, const struct cairn_key *key, bool other)
+{
+    return other && v->tier && forgotten_may(v, key);
+}
+
 /* Nothing of it is left on disk. Lock held. */
 static bool delete_entry(struct cairn_vault *v, uint16_t space, const struct cairn_key *key)
 {
@@ -145,7 +152,7 @@ static size_t delete_begin(struct cairn_vault *v, struct deletion *d)
         struct burial *b = &d->burials[n];
         uint32_t id = cairn_index_find(v->index, &d->keys[n]);
         bool other = foreign(v, id, d->space);
-        *b = (struct burial){.st = CAIRN_OK};
+        *b = (struct burial){.st = beneath(v, &d->keys[n], other) ? CAIRN_IO : CAIRN_OK};
         d->held[n] = !other && shows(v, id);
         if (other || !v->tier || !bury_needed(v, &d->keys[n], id, 0))
             continue;
@@ -234,7 +241,8 @@ cairn_status cairn_vault_space_delete_now(struct cairn_vault *v, uint16_t space,
     pthread_mutex_lock(&v->lock);
     uint32_t id = cairn_index_find(v->index, key);
     cairn_status st = CAIRN_INPROGRESS;
-    if (foreign(v, id, space) || !bury_needed(v, key, id, 0))
+    bool other = foreign(v, id, space);
+    if (other ? !beneath(v, key, true) : !bury_needed(v, key, id, 0))
         st = delete_entry(v, space, key) ? CAIRN_OK : CAIRN_MISS;
     pthread_mutex_unlock(&v->lock);
     return st;

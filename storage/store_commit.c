@@ -48,6 +48,18 @@ bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e)
     return slot_image(v, &v->slots[e->slot])->body.expires_ns <= cairn_wall_ns();
 }
 
+bool entry_taken(const struct cairn_vault *v, uint32_t id, uint16_t space)
+{
+    if (id == CAIRN_ENTRY_NONE || entry_of(v, id, space))
+        return false;
+    const struct cairn_entry *e = cairn_index_entry(v->index, id);
+    if (!entry_living(v, e))
+        return false;
+    /* Only a header in RAM says that its time has passed: in doubt it is there. */
+    bool told = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].state == SLOT_RESIDENT;
+    return !told || !entry_expired(v, e);
+}
+
 bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
 {
     if ((flags & CAIRN_PUT_REPLACE) || id == CAIRN_ENTRY_NONE)
@@ -116,10 +128,11 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
 {
     struct cairn_key key;
     memcpy(key.bytes, slot_image(v, s)->body.key, sizeof key.bytes);
+    uint16_t space = slot_image(v, s)->body.space;
     uint32_t id = cairn_index_find(v->index, &key);
-    bool keeps = entry_keeps(v, id, flags);
+    bool taken = entry_taken(v, id, space), keeps = !taken && entry_keeps(v, id, flags);
     uint64_t covered = 0;
-    while (!keeps && buries(v, &key, id, flags, covered)) {
+    while (!taken && !keeps && buries(v, &key, id, flags, covered)) {
         if (flags & CAIRN_COMMIT_NOWAIT)
             return CAIRN_INPROGRESS;
         if (bury_once(v, &key, deadline_ns, &covered)) {
@@ -129,7 +142,12 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
         /* Another put may have come first while the tombstone was under way: its value is the one
          * that is kept, and not to be buried with those before it. */
         id = cairn_index_find(v->index, &key);
-        keeps = entry_keeps(v, id, flags);
+        taken = entry_taken(v, id, space);
+        keeps = !taken && entry_keeps(v, id, flags);
+    }
+    if (taken) {
+        *ret_cause = CAIRN_CAUSE_SPACE;
+        return CAIRN_INVAL;
     }
     if (keeps) {
         count(&v->c.put_existing, 1);

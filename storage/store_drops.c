@@ -64,7 +64,7 @@ enum cairn_cause cairn_vault_drop_cause(struct cairn_vault *v, const struct cair
         cause = (enum cairn_cause)set[i].cause;
         *ret_age_ns = (now_ms - set[i].when_ms) * CAIRN_NS_PER_MS;
     }
-    if (cairn_index_find(v->index, key) != CAIRN_ENTRY_NONE)
+    if (entry_of(v, cairn_index_find(v->index, key), 0))
         cause = CAIRN_CAUSE_NONE;
     pthread_mutex_unlock(&v->lock);
     return cause;

@@ -150,7 +150,7 @@ static struct flight admit(struct cairn_vault *v, const struct cairn_get *g, boo
 {
     struct flight f = {.cause = CAIRN_CAUSE_ABSENT};
     uint32_t id = cairn_index_find(v->index, &g->key);
-    struct cairn_entry *e = entry_of(v, id, 0); /* strings are found by cairn_vault_pin alone */
+    struct cairn_entry *e = entry_of(v, id, 0);
     if (!e)
         return f;
     if (e->slot != CAIRN_SLOT_NONE) {

@@ -287,6 +287,8 @@ cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint6
 void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit *c);
 /* Has it expired, or may it have? Its time is only in the header. Lock held. */
 bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e);
+/* Does another space hold the key, so that a put of this one must not have it? Lock held. */
+bool entry_taken(const struct cairn_vault *v, uint32_t id, uint16_t space);
 /* Is a put answered by what is held? `id`: entry of its key or NONE. Lock held. */
 bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags);
 /* Makes a filled slot visible, or says why not. Lock held, but not while it waits. */

@@ -50,12 +50,12 @@ static struct cairn_pin pin_of(const struct cairn_vault *v, const struct slot *s
 }
 
 /* Finds and pins one key for a lease. Lock held. */
-static struct slot *pin_begin(struct cairn_vault *v, const struct cairn_key *key)
+static struct slot *pin_begin(struct cairn_vault *v, uint16_t space, const struct cairn_key *key)
 {
     uint32_t id = cairn_index_find(v->index, key);
-    if (id == CAIRN_ENTRY_NONE)
+    struct cairn_entry *e = entry_of(v, id, space);
+    if (!e)
         return NULL;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
     uint32_t blocks = entry_blocks(e);
     bool counted = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].leases;
     if (!counted && v->lease_blocks + blocks > v->arena_blocks / 2)
@@ -102,15 +102,15 @@ static enum cairn_cause pin_finish(struct cairn_vault *v, struct slot *s,
 
 /* Brings a pin that was begun to its end. Bytes that were damaged in RAM, or that a get had loaded
  * and nobody had verified, may be good on the disk. */
-static bool pin_bring(struct cairn_vault *v, struct cairn_pin *p, const struct cairn_key *key,
-                      uint64_t deadline_ns)
+static bool pin_bring(struct cairn_vault *v, uint16_t space, const struct cairn_key *key,
+                      uint64_t deadline_ns, struct cairn_pin *p)
 {
     struct slot *s = &v->slots[p->slot];
     enum cairn_cause cause = pin_finish(v, s, key, deadline_ns);
     if (!cause || !cause_is_damage(cause))
         return !cause;
     pthread_mutex_lock(&v->lock);
-    struct slot *again = pin_begin(v, key);
+    struct slot *again = pin_begin(v, space, key);
     if (again) {
         *p = pin_of(v, again);
         lease_uncount(v, s);
@@ -120,14 +120,14 @@ static bool pin_bring(struct cairn_vault *v, struct cairn_pin *p, const struct c
     return again && pin_finish(v, again, key, deadline_ns) == CAIRN_CAUSE_NONE;
 }
 
-size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys,
-                       uint64_t deadline_ns, struct cairn_pin *pins)
+size_t cairn_vault_space_pin(struct cairn_vault *v, uint16_t space, const struct cairn_key *keys,
+                             size_t count_keys, uint64_t deadline_ns, struct cairn_pin *pins)
 {
     size_t begun = 0, held = 0;
     uint64_t since_ns = cairn_now_ns();
     pthread_mutex_lock(&v->lock);
     for (; begun < count_keys; begun++) {
-        struct slot *s = pin_begin(v, &keys[begun]);
+        struct slot *s = pin_begin(v, space, &keys[begun]);
         if (!s)
             break;
         pins[begun] = pin_of(v, s);
@@ -138,13 +138,19 @@ size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size
     for (size_t i = 0; i < begun; i++) {
         bool loaded = pins[i].slot & PIN_LOADED;
         pins[i].slot &= ~PIN_LOADED;
-        whole = whole && pin_bring(v, &pins[i], &keys[i], deadline_ns);
+        whole = whole && pin_bring(v, space, &keys[i], deadline_ns, &pins[i]);
         if (whole)
             count_hit(v, pins[i].value_len, loaded, since_ns);
         held += whole;
     }
     cairn_vault_unpin(v, pins + held, begun - held);
     return held;
+}
+
+size_t cairn_vault_pin(struct cairn_vault *v, const struct cairn_key *keys, size_t count_keys,
+                       uint64_t deadline_ns, struct cairn_pin *pins)
+{
+    return cairn_vault_space_pin(v, 0, keys, count_keys, deadline_ns, pins);
 }
 
 /* The bytes of a pinned value are not what they should be. Lock held. */
@@ -164,14 +170,14 @@ static cairn_status pin_refused(struct cairn_vault *v, struct slot *s, enum cair
 }
 
 /* The slot of a value in RAM, pinned. Lock held. */
-static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *key,
-                                 struct slot **ret, enum cairn_cause *cause)
+static cairn_status pin_resident(struct cairn_vault *v, uint16_t space,
+                                 const struct cairn_key *key, struct slot **ret,
+                                 enum cairn_cause *cause)
 {
-    uint32_t id = cairn_index_find(v->index, key);
+    struct cairn_entry *e = entry_of(v, cairn_index_find(v->index, key), space);
     *cause = CAIRN_CAUSE_ABSENT;
-    if (id == CAIRN_ENTRY_NONE)
+    if (!e)
         return CAIRN_MISS;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
     struct slot *s = e->slot == CAIRN_SLOT_NONE ? NULL : &v->slots[e->slot];
     if (!s && v->tier_off) {
         *cause = CAIRN_CAUSE_TIER_OFF;
@@ -193,14 +199,15 @@ static cairn_status pin_resident(struct cairn_vault *v, const struct cairn_key *
     return CAIRN_OK;
 }
 
-cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
-                                 struct cairn_pin *ret, enum cairn_cause *ret_cause)
+cairn_status cairn_vault_space_pin_now(struct cairn_vault *v, uint16_t space,
+                                       const struct cairn_key *key, bool check,
+                                       struct cairn_pin *ret, enum cairn_cause *ret_cause)
 {
     struct slot *s = NULL;
     enum cairn_cause cause;
     uint64_t since_ns = cairn_now_ns();
     pthread_mutex_lock(&v->lock);
-    cairn_status st = pin_resident(v, key, &s, &cause);
+    cairn_status st = pin_resident(v, space, key, &s, &cause);
     bool verify = !st && check && slot_needs_verify(v, s);
     pthread_mutex_unlock(&v->lock);
     if (st == CAIRN_MISS)
@@ -223,6 +230,12 @@ cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *
     *ret = pin_of(v, s);
     count_hit(v, s->value_len, false, since_ns);
     return CAIRN_OK;
+}
+
+cairn_status cairn_vault_pin_now(struct cairn_vault *v, const struct cairn_key *key, bool check,
+                                 struct cairn_pin *ret, enum cairn_cause *cause)
+{
+    return cairn_vault_space_pin_now(v, 0, key, check, ret, cause);
 }
 
 void cairn_vault_unpin(struct cairn_vault *v, const struct cairn_pin *pins, size_t count_pins)
@@ -258,9 +271,7 @@ cairn_status cairn_vault_side(struct cairn_vault *v, const struct cairn_key *key
     const struct cairn_record_body_disk *b = &slot_image(v, &v->slots[pin.slot])->body;
     const char *side = (const char *)pin.value + (size_t)cairn_blocks(pin.value_len) * CAIRN_BLOCK;
     cairn_status st = CAIRN_OK;
-    if (b->space != 0) {
-        st = CAIRN_MISS;
-    } else if (b->side_len > *len) {
+    if (b->side_len > *len) {
         st = CAIRN_TOOBIG;
     } else if (cairn_record_blocks(pin.value_len, b->side_len) >
                    v->slots[pin.slot].blocks ||

@@ -165,13 +165,13 @@ void slot_adopt(struct cairn_vault *v, struct slot *s, const uint8_t parent_key[
         return;
     memcpy(parent.bytes, parent_key, sizeof parent.bytes);
     uint32_t id = cairn_index_find(v->index, &parent);
-    if (id == CAIRN_ENTRY_NONE) {
+    struct cairn_entry *e = entry_of(v, id, cairn_index_entry(v->index, s->entry)->space);
+    if (!e) {
         s->orphan = true;
         v->orphans++;
     }
-    if (id == CAIRN_ENTRY_NONE || id == s->entry)
+    if (!e || id == s->entry)
         return;
-    struct cairn_entry *e = cairn_index_entry(v->index, id);
     /* Its chain grows: worth carrying over when its segment is reclaimed. */
     e->flags |= CAIRN_ENTRY_HIT;
     if (e->slot == CAIRN_SLOT_NONE)

@@ -15,7 +15,7 @@ BLOCK = 4096
 OK, MISS, EXISTS, BUSY, TIMEOUT, NOSPACE, TOOBIG, CORRUPT = 0, -1, -2, -3, -4, -11, -12, -20
 CAUSES = ["none", "absent", "expired", "checksum", "header", "key", "length", "identity", "version",
           "io_error", "deadline", "no_room", "queue_full", "too_big", "reclaimed", "tier_off",
-          "tombstone", "closed", "bad_key"]
+          "tombstone", "closed", "bad_key", "evicted", "deleted", "cleared", "node", "space"]
 REPLACE, WINDOW, RANGE = 1, 1 << 8, 1
 ZERO = bytes(32)
 

@@ -432,12 +432,15 @@ def test_strings_are_nothing_to_the_chunks(disk_node, on_disk):
     assert kv.call("CAIRN.DELETE", 1000, first + name) == [OK, MISS]
     for replace in (False, True):
         status, cause = kv.put(name, b"a chunk", replace=replace)
-        assert status < 0 and CAUSES[cause] == "bad_key"
+        assert status < 0 and CAUSES[cause] == "space"
     assert kv.call("GET", "mine") == value
     assert kv.call("DEL", "mine") == 1
     assert kv.put(name, b"a chunk") == [OK, 0]
     assert kv.call("GET", "mine") is None and kv.call("DEL", "mine") == 0
     assert kv.fetch(name, 7) == b"a chunk"
+    assert "delete that chunk first" in kv.call("SET", "mine", "a string again")
+    assert kv.call("GET", "mine") is None and kv.fetch(name, 7) == b"a chunk"
+    assert kv.call("CAIRN.DELETE", 1000, name) == [OK]
     assert kv.call("SET", "mine", "a string again") == "OK"
     assert kv.call("GET", "mine") == b"a string again" and kv.fetch(name, 7) is None
 

@@ -189,10 +189,6 @@ enum call_flow kv_put_run(struct call *c)
         return refuse_room(c);
     if (!read_put(&p))
         return CALL_DONE;
-    /* Strings are named by hashes that the node makes, chunks by what their client says. */
-    if (cairn_vault_space_value_len(c->node->vault, CAIRN_SPACE_STRINGS,
-                                    (const struct cairn_key *)p.item.key))
-        return answer(c, CAIRN_INVAL, CAIRN_CAUSE_BAD_KEY);
     if (!c->may_wait && takes_long(&p))
         return CALL_WAITS;
     bool received = call_take_room(c, &room);

@@ -103,8 +103,8 @@ static uint32_t window_open(struct call *c, struct many_window *w, uint32_t firs
 static void window_load(struct call *c, struct many_window *w)
 {
     for (uint32_t i = 0; i < w->count;) {
-        size_t got = cairn_vault_pin(c->node->vault, w->names + i, w->count - i, c->deadline_ns,
-                                     w->pins + w->held);
+        size_t got = cairn_vault_space_pin(c->node->vault, CAIRN_SPACE_STRINGS, w->names + i,
+                                           w->count - i, c->deadline_ns, w->pins + w->held);
         w->held += (uint32_t)got;
         i += (uint32_t)got + 1;
     }

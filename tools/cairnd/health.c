@@ -16,13 +16,13 @@ static struct {
 } watch = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* Of the causes only those that are the store's doing: bytes that differ from their checks, a key
- * or value of an impossible size are their sender's. */
+ * or value of an impossible size, a key of another namespace are their sender's. */
 static uint64_t refusals(const struct node *n, const struct cairn_vault_figures *f)
 {
     uint64_t sum = atomic_load_explicit(&n->stats.no_room, memory_order_relaxed);
     for (int i = 1; i < CAIRN_CAUSE_COUNT; i++)
         if (i != CAIRN_CAUSE_NO_ROOM && i != CAIRN_CAUSE_BAD_KEY && i != CAIRN_CAUSE_TOO_BIG &&
-            i != CAIRN_CAUSE_CHECKSUM)
+            i != CAIRN_CAUSE_CHECKSUM && i != CAIRN_CAUSE_SPACE)
             sum += f->refused[i];
     return sum;
 }

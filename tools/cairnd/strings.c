@@ -138,11 +138,12 @@ static cairn_status pin_waiting(struct call *c, const struct string_key *k,
 {
     struct cairn_vault *v = c->node->vault;
     for (int tries = 0; tries < PIN_TRIES; tries++) {
-        if (cairn_vault_pin(v, &k->name, 1, c->deadline_ns, ret) == 1)
+        if (cairn_vault_space_pin(v, CAIRN_SPACE_STRINGS, &k->name, 1, c->deadline_ns, ret) == 1)
             return CAIRN_OK;
         if (cairn_now_ns() >= c->deadline_ns)
             return CAIRN_TIMEOUT;
-        cairn_status st = cairn_vault_pin_now(v, &k->name, true, ret, cause);
+        cairn_status st = cairn_vault_space_pin_now(v, CAIRN_SPACE_STRINGS, &k->name, true, ret,
+                                                    cause);
         if (st != CAIRN_INPROGRESS && *cause != CAIRN_CAUSE_NO_ROOM)
             return st;
         nap(PIN_STEP_NS);
@@ -186,8 +187,8 @@ static cairn_status find(struct call *c, const struct string_key *k, uint32_t fl
 {
     enum cairn_cause cause = CAIRN_CAUSE_NONE;
     bool header = !(flags & (STRING_BYTES | STRING_SURE)), pinned = true;
-    cairn_status st = cairn_vault_pin_now(c->node->vault, &k->name, flags & STRING_BYTES,
-                                          &ret->pin, &cause);
+    cairn_status st = cairn_vault_space_pin_now(c->node->vault, CAIRN_SPACE_STRINGS, &k->name,
+                                                flags & STRING_BYTES, &ret->pin, &cause);
     if (st == CAIRN_MISS && cause == CAIRN_CAUSE_NO_ROOM)
         st = CAIRN_INPROGRESS;
     if (st == CAIRN_INPROGRESS && c->may_wait) {
@@ -367,6 +368,9 @@ enum call_flow string_end(struct call *c, cairn_status st)
         return call_error(c, "OOM command not allowed when used memory > 'maxmemory'.");
     case CAIRN_TOOBIG:
         return call_error(c, "ERR string exceeds maximum allowed size (proto-max-bulk-len)");
+    case CAIRN_INVAL:
+        return call_error(c, "ERR a KV chunk has the name under which this key would be stored: "
+                             "delete that chunk first");
     case CAIRN_TIMEOUT:
         return call_error(c, "ERR the disk or memory for it was not free in time: try again");
     case CAIRN_IO:

@@ -58,7 +58,7 @@ struct model {
     bool dying;            /* the power may have gone or ios fail: so may calls         */
     uint64_t cuts;
     uint64_t puts, stored, hits, misses, sure_hits, reopened, ranges, pinned, expired, deleted;
-    uint64_t committed, pinned_now, scanned, cleared;
+    uint64_t committed, pinned_now, scanned, cleared, foreign;
 };
 
 static inline void tell(const struct model *m, uint64_t id)

@@ -89,12 +89,35 @@ static uint32_t put_len(const struct cairn_put *put)
     return len;
 }
 
-static void put_done(struct model *m, const struct putting *p, size_t i)
+/* Is a put of `space` refused because another holds the key? Then nothing has changed. */
+static bool put_refused(struct model *m, const struct putting *p, size_t i, uint16_t space)
+{
+    const struct cairn_put *put = &p->puts[i];
+    const struct state *k = &m->keys[p->id[i]];
+
+    if (put->status != CAIRN_INVAL || put->cause != CAIRN_CAUSE_SPACE) {
+        if ((put->status == CAIRN_OK || put->status == CAIRN_EXISTS) && k->space != space &&
+            must_be_held(m, k) && !m->dying)
+            FAIL_KEY(m, p->id[i], "put of key %llu in space %u, but space %u holds it",
+                     (unsigned long long)p->id[i], space, k->space);
+        return false;
+    }
+    /* An expired one stays on disk until somebody reads it. */
+    if (!k->ghost && (!k->gen || k->space == space))
+        FAIL_KEY(m, p->id[i], "put of key %llu in space %u is refused, but no other holds it",
+                 (unsigned long long)p->id[i], space);
+    m->foreign++;
+    return true;
+}
+
+static void put_done(struct model *m, const struct putting *p, size_t i, uint16_t space)
 {
     const struct cairn_put *put = &p->puts[i];
     struct state *k = &m->keys[p->id[i]];
 
     note(m, p->id[i], put->flags & CAIRN_PUT_REPLACE ? "replace" : "put", p->gen[i], put->status);
+    if (put_refused(m, p, i, space))
+        return;
     m->puts++;
     if (put->status == CAIRN_EXISTS) {
         if (put->flags & CAIRN_PUT_REPLACE)
@@ -127,7 +150,7 @@ static void put_done(struct model *m, const struct putting *p, size_t i)
     k->appended = m->appended - m->late;
     k->named = put->fingerprint != NULL;
     k->durable = k->maybe = k->doomed = k->yields = false;
-    k->space = 0;
+    k->space = (uint8_t)space;
     k->mark = 0;
 }
 
@@ -186,17 +209,34 @@ static void get_done(struct model *m, uint64_t id, const struct cairn_get *g, si
 
 static void drop_pins(struct model *m, struct held *h);
 
+/* To the other space it is not there. */
+static void get_foreign(struct model *m, uint64_t id)
+{
+    uint16_t other = !m->keys[id].space;
+    struct cairn_key key = key_of(id);
+    struct cairn_scan_item item;
+    struct cairn_pin pin;
+    enum cairn_cause cause;
+
+    if (cairn_vault_space_pin(m->r.vault, other, &key, 1, deadline(), &pin) ||
+        cairn_vault_space_pin_now(m->r.vault, other, &key, true, &pin, &cause) != CAIRN_MISS ||
+        cairn_vault_space_value_len(m->r.vault, other, &key) ||
+        cairn_vault_header(m->r.vault, other, &key, deadline(), &item, &cause) == CAIRN_OK)
+        FAIL_KEY(m, id, "space %u shows key %llu of space %u", other, (unsigned long long)id,
+                 m->keys[id].space);
+}
+
 /* What is in another space is read in place. */
 static void get_pinned(struct model *m, uint64_t id)
 {
     struct cairn_get g = {.key = key_of(id), .status = CAIRN_MISS, .cause = CAIRN_CAUSE_ABSENT};
     struct cairn_pin pin;
 
-    if (cairn_vault_pin(m->r.vault, &g.key, 1, deadline(), &pin) == 0) {
+    if (cairn_vault_space_pin(m->r.vault, 1, &g.key, 1, deadline(), &pin) == 0) {
         /* Too much was pinned, perhaps. */
         for (size_t i = 0; i < PINS; i++)
             drop_pins(m, &m->held[i]);
-        if (cairn_vault_pin(m->r.vault, &g.key, 1, deadline(), &pin) == 0) {
+        if (cairn_vault_space_pin(m->r.vault, 1, &g.key, 1, deadline(), &pin) == 0) {
             get_done(m, id, &g, 0, NULL);
             return;
         }
@@ -248,6 +288,8 @@ static void op_get(struct model *m, const uint64_t *ids, size_t count)
     size_t n = 0;
 
     for (size_t i = 0; i < count; i++) {
+        if (m->keys[ids[i]].gen && !m->keys[ids[i]].ghost)
+            get_foreign(m, ids[i]);
         if (m->keys[ids[i]].gen && m->keys[ids[i]].space != 0)
             get_pinned(m, ids[i]);
         else
@@ -267,7 +309,7 @@ static void op_put(struct model *m, size_t count, uint64_t first)
         prepare_put(m, &p, i, chain ? (first + i) % KEYS : rng_below(r, KEYS), replace);
     cairn_vault_put(m->r.vault, p.puts, count, deadline(), &stored);
     for (size_t i = 0; i < count; i++) {
-        put_done(m, &p, i);
+        put_done(m, &p, i, 0);
         seen += p.puts[i].status == CAIRN_OK || p.puts[i].status == CAIRN_EXISTS;
     }
     if (seen != stored)
@@ -340,18 +382,29 @@ static void deleted(struct model *m, uint64_t id, cairn_status s, bool sure)
                  (unsigned long long)id);
 }
 
-/* A key may be in one space or in the other: deletes it from both. */
-static void delete_both(struct model *m, const struct cairn_key *keys, size_t count,
-                        cairn_status *results)
+/* To the other space it is not there, and stays as it is. */
+static void delete_foreign(struct model *m, uint64_t id)
 {
-    cairn_status others[BATCH];
-    cairn_vault_delete(m->r.vault, keys, count, deadline(), results);
-    cairn_vault_space_delete(m->r.vault, 1, keys, count, deadline(), others);
-    for (size_t i = 0; i < count; i++) {
-        bool failed = results[i] != CAIRN_OK && results[i] != CAIRN_MISS;
-        if (!failed && others[i] != CAIRN_MISS)
-            results[i] = others[i];
+    const struct state *k = &m->keys[id];
+    struct cairn_key key = key_of(id);
+    uint16_t other = !k->space;
+    cairn_status s = rng_one_in(&m->r.rng, 2)
+                         ? cairn_vault_space_delete_now(m->r.vault, other, &key)
+                         : CAIRN_INPROGRESS;
+    bool now = s != CAIRN_INPROGRESS;
+
+    if (!now)
+        cairn_vault_space_delete(m->r.vault, other, &key, 1, deadline(), &s);
+    note(m, id, now ? "delete elsewhere at once" : "delete elsewhere", k->gen, s);
+    /* Where it may have been forgotten all of the key is buried, or the delete fails. */
+    if (s == CAIRN_MISS && must_be_held(m, k)) {
+        op_get(m, &id, 1);
+        return;
     }
+    if (s == CAIRN_OK && !k->ghost)
+        FAIL_KEY(m, id, "space %u deletes key %llu of space %u", other, (unsigned long long)id,
+                 k->space);
+    m->keys[id].maybe = true;
 }
 
 /* Several at once, now and then one of them twice. */
@@ -362,25 +415,33 @@ static void op_delete(struct model *m, uint64_t first)
     cairn_status results[BATCH];
     uint64_t ids[BATCH];
     bool sure[BATCH];
-    size_t count = rng_one_in(r, 3) ? 1 + rng_below(r, BATCH) : 1;
+    uint16_t space = m->keys[first].space;
+    size_t count = rng_one_in(r, 3) ? 1 + rng_below(r, BATCH) : 1, n = 0;
 
-    for (size_t i = 0; i < count; i++) {
-        ids[i] = i && rng_one_in(r, 8) ? ids[i - 1] : (first + i * 7) % KEYS;
-        keys[i] = key_of(ids[i]);
-        sure[i] = must_be_held(m, &m->keys[ids[i]]) && !(i && ids[i] == ids[i - 1]);
+    if (rng_one_in(r, 4)) {
+        delete_foreign(m, first);
+        return;
     }
-    delete_both(m, keys, count, results);
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
+        uint64_t id = i && rng_one_in(r, 8) ? ids[n - 1] : (first + i * 7) % KEYS;
+
+        if (m->keys[id].space != space)
+            continue;
+        ids[n] = id;
+        keys[n] = key_of(id);
+        sure[n] = must_be_held(m, &m->keys[id]) && !(n && id == ids[n - 1]);
+        n++;
+    }
+    cairn_vault_space_delete(m->r.vault, space, keys, n, deadline(), results);
+    for (size_t i = 0; i < n; i++)
         deleted(m, ids[i], results[i], sure[i]);
 }
 
 static void op_delete_now(struct model *m, uint64_t id)
 {
     struct cairn_key key = key_of(id);
-    cairn_status s = cairn_vault_delete_now(m->r.vault, &key);
+    cairn_status s = cairn_vault_space_delete_now(m->r.vault, m->keys[id].space, &key);
 
-    if (s == CAIRN_MISS)
-        s = cairn_vault_space_delete_now(m->r.vault, 1, &key);
     if (s != CAIRN_INPROGRESS)
         deleted(m, id, s, must_be_held(m, &m->keys[id]));
     else if (!m->r.o.disk_bytes)
@@ -449,7 +510,7 @@ static void op_value_len(struct model *m, uint64_t id)
     const struct state *k = &m->keys[id];
     uint64_t len = cairn_vault_value_len(m->r.vault, &key);
 
-    if (len && !k->ghost && len != (k->gen ? k->len : 0))
+    if (len && !k->ghost && len != (k->gen && k->space == 0 ? k->len : 0))
         FAIL_KEY(m, id, "key %llu is said to have %llu bytes", (unsigned long long)id,
              (unsigned long long)len);
     if (!len && must_be_held(m, k) && k->space == 0 && !m->dying)
@@ -464,12 +525,11 @@ static void op_side(struct model *m, uint64_t id)
     uint32_t len = sizeof(out);
     cairn_status s = cairn_vault_side(m->r.vault, &key, out, &len, deadline());
 
-    if (k->gen && k->space != 0)
-        return;
-    if (s == CAIRN_OK && (!k->gen || len != k->side || memcmp(out, m->side, len) != 0))
+    if (s == CAIRN_OK &&
+        (!k->gen || k->space != 0 || len != k->side || memcmp(out, m->side, len) != 0))
         FAIL_KEY(m, id, "side records of key %llu are wrong: %u bytes, put with %u",
              (unsigned long long)id, len, k->side);
-    if (s != CAIRN_OK && k->side && must_be_held(m, k) && !m->dying)
+    if (s != CAIRN_OK && k->side && k->space == 0 && must_be_held(m, k) && !m->dying)
         FAIL_KEY(m, id, "side records of durable key %llu: status %d", (unsigned long long)id, s);
 }
 
@@ -504,7 +564,7 @@ static void op_pin(struct model *m, uint64_t first)
         uint64_t id = (first + i) % KEYS;
         struct state *k = &m->keys[id];
 
-        if (!k->gen || h->pins[i].value_len != k->len)
+        if (!k->gen || k->space != 0 || h->pins[i].value_len != k->len)
             FAIL_KEY(m, id, "pin of key %llu, which is not held or has another length",
                  (unsigned long long)id);
         check_bytes(m, id, h->pins[i].value, 0, k->len);
@@ -592,11 +652,10 @@ static void op_commit(struct model *m, uint64_t id)
     p.puts[0].status = st;
     p.puts[0].cause = (int32_t)cause;
     uint64_t before = m->appended;
-    put_done(m, &p, 0);
+    put_done(m, &p, 0, id % 2);
     if (st != CAIRN_OK)
         return;
     m->committed++;
-    k->space = (uint8_t)(id % 2);
     k->mark = (uint16_t)p.gen[0];
     k->yields = (w.flags & CAIRN_COMMIT_ON_EVICT) != 0;
     if (k->yields)
@@ -626,7 +685,8 @@ static void op_pin_now(struct model *m, uint64_t id)
     struct cairn_pin pin;
     enum cairn_cause cause;
     bool check = rng_one_in(&m->r.rng, 2);
-    cairn_status s = cairn_vault_pin_now(m->r.vault, &key, check, &pin, &cause);
+    uint16_t space = k->space;
+    cairn_status s = cairn_vault_space_pin_now(m->r.vault, space, &key, check, &pin, &cause);
 
     note(m, id, "pin now", k->gen, s);
     if (s == CAIRN_INPROGRESS && !m->r.o.disk_bytes)
@@ -867,7 +927,7 @@ static void check_worth(struct model *m)
 {
     printf("puts %llu stored %llu hits %llu misses %llu sure %llu ranges %llu pinned %llu "
            "deleted %llu expired %llu reopened %llu cuts %llu appended %llu MiB committed %llu "
-           "pinned at once %llu scanned %llu cleared %llu\n",
+           "pinned at once %llu scanned %llu cleared %llu foreign %llu\n",
            (unsigned long long)m->puts, (unsigned long long)m->stored,
            (unsigned long long)m->hits, (unsigned long long)m->misses,
            (unsigned long long)m->sure_hits, (unsigned long long)m->ranges,
@@ -876,11 +936,11 @@ static void check_worth(struct model *m)
            (unsigned long long)m->cuts,
            (unsigned long long)(m->appended >> 20), (unsigned long long)m->committed,
            (unsigned long long)m->pinned_now, (unsigned long long)m->scanned,
-           (unsigned long long)m->cleared);
+           (unsigned long long)m->cleared, (unsigned long long)m->foreign);
     if (m->r.ops < 1000 || m->r.faults)
         return;
     if (!m->hits || !m->misses || !m->reopened || !m->pinned || !m->expired || !m->deleted ||
-        !m->committed || !m->pinned_now || !m->scanned)
+        !m->committed || !m->pinned_now || !m->scanned || !m->foreign)
         FAIL(m, "the run missed a kind of outcome");
     if (m->r.o.disk_bytes && m->r.o.write == CAIRN_WRITE_THROUGH && m->sure_hits < 100)
         FAIL(m, "only %llu gets were certain to hit", (unsigned long long)m->sure_hits);

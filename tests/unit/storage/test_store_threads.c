@@ -187,7 +187,7 @@ static void op_pin_now(struct worker *w)
     struct cairn_key key = key_of(id);
     struct cairn_pin pin;
     enum cairn_cause cause;
-    cairn_status s = cairn_vault_pin_now(sh->r.vault, &key, true, &pin, &cause);
+    cairn_status s = cairn_vault_space_pin_now(sh->r.vault, id % 2, &key, true, &pin, &cause);
 
     if (s == CAIRN_MISS && cause != CAIRN_CAUSE_ABSENT && cause != CAIRN_CAUSE_NO_ROOM)
         rig_fail(&sh->r, "pin of key %llu: %s", (unsigned long long)id, cairn_cause_name(cause));
@@ -275,39 +275,36 @@ static void op_delete(struct worker *w)
 {
     uint64_t id = rng_below(&w->rng, KEYS), gen = event_begin(&w->shared->keys[id]);
     struct cairn_key key = key_of(id);
-    cairn_status s = CAIRN_OK;
+    cairn_status s = CAIRN_INPROGRESS;
 
-    /* It may be in one space or in the other. */
-    for (uint16_t space = 0; space < 2; space++) {
-        if (rng_one_in(&w->rng, 2))
-            s = cairn_vault_space_delete_now(w->shared->r.vault, space, &key);
-        else
-            s = CAIRN_INPROGRESS;
-        if (s == CAIRN_INPROGRESS)
-            cairn_vault_space_delete(w->shared->r.vault, space, &key, 1, deadline(), &s);
-        if (s != CAIRN_OK && s != CAIRN_MISS)
-            rig_fail(&w->shared->r, "delete of key %llu: status %d", (unsigned long long)id, s);
-    }
+    if (rng_one_in(&w->rng, 2))
+        s = cairn_vault_space_delete_now(w->shared->r.vault, id % 2, &key);
+    if (s == CAIRN_INPROGRESS)
+        cairn_vault_space_delete(w->shared->r.vault, id % 2, &key, 1, deadline(), &s);
+    if (s != CAIRN_OK && s != CAIRN_MISS)
+        rig_fail(&w->shared->r, "delete of key %llu: status %d", (unsigned long long)id, s);
     event_end(&w->shared->keys[id], gen, DELETED);
 }
 
 static void op_pin(struct worker *w)
 {
     struct shared *sh = w->shared;
-    uint64_t first = rng_below(&w->rng, KEYS), start = cairn_now_ns(), gen[BATCH];
+    uint64_t first = rng_below(&w->rng, KEYS), start = cairn_now_ns(), gen[BATCH], ids[BATCH];
     struct cairn_pin pins[BATCH];
     struct cairn_key keys[BATCH];
     size_t held;
 
-    for (size_t i = 0; i < BATCH; i++)
-        keys[i] = key_of((first + i) % KEYS);
-    held = cairn_vault_pin(sh->r.vault, keys, BATCH, deadline(), pins);
+    for (size_t i = 0; i < BATCH; i++) {
+        ids[i] = (first + 2 * i) % KEYS;
+        keys[i] = key_of(ids[i]);
+    }
+    held = cairn_vault_space_pin(sh->r.vault, first % 2, keys, BATCH, deadline(), pins);
     for (size_t i = 0; i < held; i++)
-        gen[i] = check_value(sh, (first + i) % KEYS, pins[i].value, pins[i].value_len, start);
+        gen[i] = check_value(sh, ids[i], pins[i].value, pins[i].value_len, start);
     if (held)
         sched_yield();
     for (size_t i = 0; i < held; i++) {
-        uint64_t id = (first + i) % KEYS;
+        uint64_t id = ids[i];
 
         if (value_check(pins[i].value, id, gen[i], 0, len_of(id)) != len_of(id))
             rig_fail(&sh->r, "pinned key %llu changed under its reader", (unsigned long long)id);

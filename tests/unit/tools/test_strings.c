@@ -115,8 +115,11 @@ Test(strings, are_compared_by_their_key_and_not_by_its_hash)
     cr_assert_eq(find(&w), CAIRN_MISS);
     put_instead(&w, "key", 1, CAIRN_SPACE_STRINGS);
     cr_assert_eq(find(&w), CAIRN_MISS);
+    cr_assert_eq(cairn_vault_space_delete_now(node.vault, CAIRN_SPACE_STRINGS, &w.key.name),
+                 CAIRN_OK);
     put_instead(&w, "key", 0, 0);
     cr_assert_eq(find(&w), CAIRN_MISS);
+    cr_assert_eq(cairn_vault_delete_now(node.vault, &w.key.name), CAIRN_OK);
     put_instead(&w, "key", 0, CAIRN_SPACE_STRINGS);
     cr_assert_eq(find(&w), CAIRN_OK);
 }
