@@ -174,6 +174,15 @@ size_t cairn_why(cairn_store *s, const cairn_identity *id, char *out, size_t cap
     return cairn_handle_ours(s) ? s->backend->ops->why(s->backend, id, out, cap) : 0;
 }
 
+size_t cairn_refusal(cairn_store *s, char *out, size_t cap)
+{
+    if (cap)
+        out[0] = '\0';
+    if (!cairn_handle_ours(s) || !s->backend->ops->refusal)
+        return 0;
+    return s->backend->ops->refusal(s->backend, out, cap);
+}
+
 size_t cairn_stats(cairn_store *s, char *out, size_t cap)
 {
     return cairn_handle_ours(s) ? s->backend->ops->stats(s->backend, out, cap) : 0;

@@ -54,6 +54,7 @@ struct cairn_backend_ops {
     void (*lease_release)(struct cairn_backend *b, struct cairn_lease *l);
 
     size_t (*why)(struct cairn_backend *b, const cairn_identity *id, char *out, size_t cap);
+    size_t (*refusal)(struct cairn_backend *b, char *out, size_t cap); /* NULL: never one */
     size_t (*stats)(struct cairn_backend *b, char *out, size_t cap);
 };
 

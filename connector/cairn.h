@@ -297,6 +297,10 @@ CAIRN_API size_t cairn_poll(cairn_queue *q, struct cairn_completion *out, size_t
 /* Why an identity never hits: JSON with the nearest other one the store has seen and the fields
  * that differ. Writes at most cap bytes with the NUL; returns the length needed without it. */
 CAIRN_API size_t cairn_why(cairn_store *s, const cairn_identity *id, char *out, size_t cap);
+/* Why the node behind the store turns this client away (another tenant or version, another user's
+ * socket, too many clients): one sentence, lengths as of cairn_why. 0: it does not, or nothing is
+ * there. It asks nothing and waits for nothing. */
+CAIRN_API size_t cairn_refusal(cairn_store *s, char *out, size_t cap);
 /* All statistics as one JSON object; as cairn_why. */
 CAIRN_API size_t cairn_stats(cairn_store *s, char *out, size_t cap);
 /* What this machine gives (huge pages, io_uring, copy variant, ...) as JSON; as cairn_why. path may

@@ -455,7 +455,8 @@ static size_t remote_why(struct cairn_backend *b, const cairn_identity *id, char
     .lookup = remote_lookup, .value_len = remote_value_len, .side = remote_side, \
     .remove = remote_remove, .flush = remote_flush, .lease_take = remote_lease_take, \
     .lease_view = remote_lease_view, .lease_renew = remote_lease_renew, \
-    .lease_release = remote_lease_release, .why = remote_why, .stats = remote_stats
+    .lease_release = remote_lease_release, .why = remote_why, .refusal = remote_refusal, \
+    .stats = remote_stats
 
 const struct cairn_backend_ops cairn_unix_ops = {
     .scheme = "unix:",

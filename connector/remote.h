@@ -33,6 +33,7 @@ struct remote_counts {
     _Atomic uint64_t busy;                /* calls that found no connection free, or an error     */
     _Atomic uint64_t unknown;             /* puts and deletes of which no answer came             */
     _Atomic uint64_t dials, dials_failed;
+    _Atomic uint64_t dials_refused;       /* of the failed: the node was there and said no        */
     _Atomic uint64_t misses[CAIRN_CAUSE_COUNT]; /* keys that a get or a view did not give         */
 };
 
@@ -53,6 +54,7 @@ struct remote {
     int leaving[REMOTE_LEAVING_MAX];      /* sockets whose last words the node has not heard yet  */
     uint32_t leaving_count;
     struct cairn_breaker breaker;
+    char refusal[256];                    /* what the node said last to a dial, if it was no      */
 
     pthread_mutex_t lease_lock;           /* taken before `lock` */
     struct remote_lease *leases;
@@ -83,6 +85,8 @@ uint64_t remote_patience(const struct remote *r);
 /* Makes the first connection; err: one sentence, also of a node that need not be there yet. */
 cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap);
 void remote_pool_close(struct remote *r);
+/* What the node says to each try, while it is left alone for it; as cairn_refusal. */
+size_t remote_refusal(struct cairn_backend *b, char *out, size_t cap);
 /* Why a run that failed did so, as a cause of each of its keys, and what callers are told. */
 enum cairn_cause remote_cause(cairn_status failed);
 cairn_status remote_status(cairn_status failed);

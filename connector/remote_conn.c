@@ -276,6 +276,9 @@ static cairn_status string_skip(struct remote_conn *c, struct cairn_sock_fds *fd
 static cairn_status await(struct remote_conn *c, uint64_t ticket, struct cairn_sock_fds *fds)
 {
     cairn_status st = c->iov_count || c->send_failed ? conn_flush(c) : CAIRN_OK;
+    /* A node that takes no client says why, and closes before it has read a word. */
+    if (st == CAIRN_IO && !c->opened)
+        st = CAIRN_OK;
     while (!st && c->answered < ticket)
         st = c->ending ? string_skip(c, fds) : next_item(c, fds);
     if (!st)
@@ -284,7 +287,9 @@ static cairn_status await(struct remote_conn *c, uint64_t ticket, struct cairn_s
         return st;
     const struct cairn_reply_item *i = &c->in.item;
     if (i->kind == CAIRN_REPLY_FAILURE) {
-        cairn_log(CAIRN_LOG_WARN, "%s: %.*s", c->o->address, (int)i->len, i->text);
+        /* Before that whoever opens it says what was refused, not at each try. */
+        if (c->opened)
+            cairn_log(CAIRN_LOG_WARN, "%s: %.*s", c->o->address, (int)i->len, i->text);
         return CAIRN_BUSY;
     }
     c->peeked = true;
@@ -466,7 +471,8 @@ static cairn_status attach(struct remote_conn *c, char *err, size_t cap)
     conn_number(c, 0);
     cairn_status st = await(c, ticket, &fds);
     if (st == CAIRN_BUSY) {
-        cairn_log(CAIRN_LOG_WARN, "%s: not attached, bytes go through the socket", c->o->address);
+        cairn_log(CAIRN_LOG_WARN, "%s: not attached, bytes go through the socket: %.*s",
+                  c->o->address, (int)c->in.item.len, c->in.item.text);
         cairn_sock_fds_close(&fds);
         return CAIRN_OK;
     }

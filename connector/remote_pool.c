@@ -6,6 +6,7 @@
  * tell it that nobody reads there any more. */
 #include <errno.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -255,6 +256,32 @@ static void introduce(struct remote *r, struct remote_conn *c)
     pthread_mutex_unlock(&r->identity_lock);
 }
 
+/* Somebody is there and does not want this client, or is no node. */
+static bool is_refusal(cairn_status st)
+{
+    return st && st != CAIRN_NOTFOUND && st != CAIRN_TIMEOUT && st != CAIRN_IO &&
+           st != CAIRN_NOMEM;
+}
+
+/* What is silent or breaks off says nothing new: a node that refuses may do so too. */
+static void note_dial(struct remote *r, cairn_status st, const char *why)
+{
+    bool refused = is_refusal(st);
+    pthread_mutex_lock(&r->lock);
+    bool news = refused && strcmp(r->refusal, why) != 0;
+    if (refused)
+        snprintf(r->refusal, sizeof r->refusal, "%s", why);
+    else if (st == CAIRN_OK || st == CAIRN_NOTFOUND)
+        r->refusal[0] = '\0';
+    pthread_mutex_unlock(&r->lock);
+    if (st)
+        count(&r->counts.dials_failed);
+    if (refused)
+        count(&r->counts.dials_refused);
+    if (st)
+        cairn_log(news ? CAIRN_LOG_WARN : CAIRN_LOG_INFO, "%s", why);
+}
+
 static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_conn **ret)
 {
     char err[256] = "";
@@ -262,11 +289,9 @@ static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_c
     count(&r->counts.dials);
     cairn_status st = conn_open(&r->o, &r->arenas, deadline_ns < patience ? deadline_ns : patience,
                                 ret, err, sizeof err);
-    if (st) {
-        count(&r->counts.dials_failed);
-        cairn_log(CAIRN_LOG_INFO, "%s", err);
+    note_dial(r, st, err);
+    if (st)
         return st == CAIRN_TIMEOUT || st == CAIRN_NOMEM ? st : CAIRN_NOTFOUND;
-    }
     (*ret)->busy = true;
     introduce(r, *ret);
     return CAIRN_OK;
@@ -275,6 +300,18 @@ static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_c
 static bool breaker_closed(const struct remote *r)
 {
     return atomic_load_explicit(&r->breaker.closed, memory_order_relaxed);
+}
+
+/* A node that has no room for one more connection serves those that are there. */
+size_t remote_refusal(struct cairn_backend *b, char *out, size_t cap)
+{
+    struct remote *r = (struct remote *)b;
+    if (breaker_closed(r))
+        return 0;
+    pthread_mutex_lock(&r->lock);
+    int n = snprintf(out, cap, "%s", r->refusal);
+    pthread_mutex_unlock(&r->lock);
+    return n > 0 ? (size_t)n : 0;
 }
 
 /* An idle connection, or leave to make one: then *ret is NULL. */
@@ -417,7 +454,7 @@ cairn_status remote_run(struct remote *r, remote_fn fn, void *arg, uint64_t dead
 /* Nothing there, or nothing that answers: a node may come yet, unlike where one refuses. */
 static bool may_come(const struct remote *r, cairn_status st)
 {
-    return r->o.lazy && (st == CAIRN_NOTFOUND || st == CAIRN_TIMEOUT || st == CAIRN_IO);
+    return r->o.lazy && !is_refusal(st) && st != CAIRN_NOMEM;
 }
 
 cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap)
@@ -427,7 +464,7 @@ cairn_status remote_pool_open(struct remote *r, char *err, size_t err_cap)
     cairn_status st = conn_open(&r->o, &r->arenas, cairn_deadline_ns(OPEN_NS), &c, err, err_cap);
     if (st)
         count(&r->counts.dials_failed);
-    if (may_come(r, st)) {
+    if (st && may_come(r, st)) {
         cairn_breaker_silent(&r->breaker, cairn_now_ns());
         return CAIRN_OK;
     }

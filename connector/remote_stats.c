@@ -39,6 +39,31 @@ static void add_connections(struct text *t, struct remote *r)
     add(t, "\"connections\": %u, \"attached_idle\": %u, ", open, attached);
 }
 
+/* What a node says may be anything: outside ASCII it is not taken for UTF-8. */
+static void add_string(struct text *t, const char *name, const char *value)
+{
+    add(t, "\"%s\": \"", name);
+    for (const unsigned char *p = (const unsigned char *)value; *p; p++) {
+        if (*p == '"' || *p == '\\')
+            add(t, "\\%c", *p);
+        else if (*p < 0x20 || *p >= 0x7f)
+            add(t, "\\u%04x", *p);
+        else
+            add(t, "%c", *p);
+    }
+    add(t, "\", ");
+}
+
+/* In a word, whether the node takes this client, and what it says if not. */
+static void add_state(struct text *t, struct remote *r)
+{
+    char why[sizeof r->refusal] = "";
+    bool refuses = remote_refusal(&r->base, why, sizeof why) > 0;
+    bool here = atomic_load_explicit(&r->breaker.closed, memory_order_relaxed);
+    add_string(t, "state", refuses ? "refuses" : here ? "here" : "away");
+    add_string(t, "refusal", why);
+}
+
 static void add_breaker(struct text *t, struct remote *r)
 {
     bool closed = atomic_load_explicit(&r->breaker.closed, memory_order_relaxed);
@@ -64,6 +89,7 @@ static void add_client(struct text *t, struct remote *r)
     uint32_t leases;
     remote_leases_count(r, &leases, &oldest);
     add(t, "\"client\": {\"node\": \"%s\", ", r->o.address);
+    add_state(t, r);
     add_counter(t, "calls", &r->counts.calls);
     add_counter(t, "refused", &r->counts.refused);
     add_counter(t, "timeouts", &r->counts.timeouts);
@@ -72,6 +98,7 @@ static void add_client(struct text *t, struct remote *r)
     add_counter(t, "unknown", &r->counts.unknown);
     add_counter(t, "dials", &r->counts.dials);
     add_counter(t, "dials_failed", &r->counts.dials_failed);
+    add_counter(t, "dials_refused", &r->counts.dials_refused);
     add_connections(t, r);
     add_breaker(t, r);
     add(t, "\"leases\": %u, \"oldest_lease_ms\": %" PRIu64 ", ", leases,

@@ -304,8 +304,8 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
         assert not lookups.wait(one, 0.0003) or one.leased == 0
         spent.append(time.monotonic() - begun)
     assert usual(spent) < 0.1, "nobody waits for it again"
-    late, failed = lookups.take_counts()
-    assert late >= 1 and failed == 0 and lookups.take_counts() == (0, 0)
+    late, failed, refused = lookups.take_counts()
+    assert late >= 1 and (failed, refused) == (0, 0) and lookups.take_counts() == (0, 0, 0)
     slow.gate.set()
     end = time.monotonic() + STALL
     while lookups.slow and time.monotonic() < end:
@@ -316,6 +316,22 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
     lookups.drop(found)
     lookups.close()
     assert store._pins == 0, "what came too late was given back"
+
+
+def test_lookups_of_a_node_that_refuses_are_counted(new_node):
+    node = new_node()
+    with cairn.open(f"unix:{node.socket}?lazy=yes&tenant=somebody") as store:
+        lookups = Lookups(store, 1.0, 400)
+        assert ask(lookups, names()).held == 0 and lookups.take_counts() == (0, 0, 0)
+        node.start()
+        end, counts = time.monotonic() + STALL, (0, 0, 0)
+        while counts == (0, 0, 0):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+            assert ask(lookups, names()).held == 0
+            counts = lookups.take_counts()
+        assert counts == (0, 0, 1)
+        lookups.close()
 
 
 # --- saves ---

@@ -385,6 +385,21 @@ def test_a_node_may_come_after_its_engine(rig, rng, new_node, said):
         becomes(lambda: store.why(cairn.Identity(**r.described.fields[0]))["known"])
 
 
+def test_a_node_that_comes_later_and_refuses_is_told_of_once(rig, new_node, said):
+    node = new_node()
+    r = rig(f"unix:{node.socket}?tenant=somebody")
+    node.start()
+    becomes(lambda: any("the node refuses" in line for line in said))
+    seen = r.side._store.stats()["client"]
+    assert seen["state"] == "refuses" and "one tenant" in seen["refusal"]
+    tries = seen["dials_refused"]
+    becomes(lambda: r.side._store.stats()["client"]["dials_refused"] > tries + 1)
+    told = [line for line in said if "the node refuses" in line]
+    assert len(told) == 1, told
+    assert "give that, or none; until it takes this engine it goes on without" in told[0]
+    assert not any("is there now" in line for line in said)
+
+
 def test_a_node_that_comes_with_too_little_memory_is_told_of(rig, rng, new_node, said, monkeypatch):
     inner, page = (16, 1, 40000), 16 * 40000 * 2
     strides, size = dense((BLOCKS, *inner), 2)

@@ -651,6 +651,59 @@ def test_a_node_that_goes_away_is_a_miss(node, rng, scheme):
         del view
 
 
+def refusal_becomes(store, keys, word):
+    """Of a store that goes on being asked; "": none."""
+    end = time.monotonic() + 20 + STALL
+    while not (word in store.refusal if word else not store.refusal):
+        assert store.lookup(keys) == 0
+        assert time.monotonic() < end, f"the refusal is '{store.refusal}', not '{word}'"
+        time.sleep(0.02)
+
+
+def test_a_node_that_comes_later_and_refuses_says_why(new_node, rng):
+    node, keys = new_node(), prompt(rng)
+    with cairn.open(f"unix:{node.socket}?lazy=yes&tenant=somebody") as store:
+        assert not store.refusal and store.stats()["client"]["state"] == "away"
+        node.start()
+        refusal_becomes(store, keys, "one tenant")
+        assert store.refusal.startswith(f"unix:{node.socket}: the node refuses: ")
+        client = store.stats()["client"]
+        assert client["state"] == "refuses" and client["refusal"] == store.refusal
+        assert 0 < client["dials_refused"] <= client["dials_failed"]
+        node.kill()
+        refusal_becomes(store, keys, "")
+        assert store.stats()["client"]["state"] == "away"
+    with cairn.open("embedded:?ram=64MiB") as store:
+        assert store.refusal == ""
+
+
+def test_a_node_that_has_no_room_for_this_client_any_more_says_so(node, rng):
+    keys, given = prompt(rng), values(rng, 8)
+    with cairn.open(f"unix:{node.socket}") as store:
+        assert all(store.put(keys, given))
+        node.kill()
+        node.start("--clients-max=1", wait=False)
+        end = time.monotonic() + 60
+        while True:  # its one place is taken before the store asks
+            try:
+                held = node.connect()
+                break
+            except OSError:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+        with held:
+            held.sendall(b"PING\r\n")
+            assert held.recv(64) == b"+PONG\r\n"
+            refusal_becomes(store, keys, "max number of clients")
+            assert store.get(keys, outs(given)) == [False] * 8
+        refusal_becomes(store, keys, "")
+        end = time.monotonic() + 20 + STALL
+        while not all(store.put(keys, given)):
+            assert time.monotonic() < end, store.stats()
+            time.sleep(0.05)
+        assert store.stats()["client"]["state"] == "here"
+
+
 def test_without_a_node(tmp_path):
     with pytest.raises(cairn.NotFoundError, match="nobody.sock"):
         cairn.open(f"unix:{tmp_path}/nobody.sock")

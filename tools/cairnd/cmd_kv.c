@@ -98,11 +98,12 @@ static enum call_flow hello_run(struct call *c)
     const struct client *cl = c->client;
     int64_t version;
     if (!call_int(c, 1, &version) || version != CAIRN_WIRE_VERSION)
-        return kv_error(c, "this node speaks version %u of the CAIRN commands", CAIRN_WIRE_VERSION);
+        return kv_error(c, "this node speaks version %u of the CAIRN commands: give the client and "
+                        "the node the same release", CAIRN_WIRE_VERSION);
     if (c->argc != 2 && !(c->argc == 4 && call_is(c, 2, "TENANT")))
         return kv_error(c, "what may follow the version is TENANT and a name");
     if (c->argc == 4 && !call_is(c, 3, "default"))
-        return kv_error(c, "this node has one tenant, \"default\"");
+        return kv_error(c, "this node has one tenant, \"default\": give that, or none");
     cairn_out_map(c->out, 7);
     cairn_out_text(c->out, "protocol");
     cairn_out_int(c->out, CAIRN_WIRE_VERSION);

@@ -97,6 +97,7 @@ _PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "cairn_submit_put": (c_int, _SUBMIT),
     "cairn_poll": (c_size_t, [c_void_p, POINTER(Completion), c_size_t, c_uint64]),
     "cairn_why": (c_size_t, [c_void_p, c_void_p, *_TEXT]),
+    "cairn_refusal": (c_size_t, [c_void_p, *_TEXT]),
     "cairn_stats": (c_size_t, [c_void_p, *_TEXT]),
     "cairn_features": (c_size_t, [c_char_p, *_TEXT]),
 }
@@ -169,7 +170,7 @@ def text(call: Callable[[Any, int], int]) -> str:
         out = ctypes.create_string_buffer(size)
         needed = call(out, size)
         if needed < size:
-            return out.value.decode()
+            return out.value.decode(errors="replace")
         size = needed + 1024
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from vllm.logger import init_logger
 
 from ._vllm_keys import Chain, Names
-from ._vllm_store import probe
+from ._vllm_store import probe, refused
 from .errors import Error
 
 logger = init_logger("vllm.cairn")
@@ -57,6 +57,7 @@ class Lookups:
         self.slow = False
         self._late = 0
         self._failed = 0
+        self._refused = 0
         self._store = store
         self._timeout = timeout
         self._chunk_bytes = chunk_bytes
@@ -95,12 +96,14 @@ class Lookups:
         self.drop(question)
         return False
 
-    def take_counts(self) -> tuple[int, int]:
-        """How many requests went on without an answer, and how many calls of the store ended with
-        an error, since the last time."""
+    def take_counts(self) -> tuple[int, int, int]:
+        """How many requests went on without an answer, how many calls of the store ended with an
+        error, and how many requests were asked for in vain of a node that turns this engine away,
+        since the last time."""
         with self._lock:
-            late, failed, self._late, self._failed = self._late, self._failed, 0, 0
-        return late, failed
+            counts = self._late, self._failed, self._refused
+            self._late = self._failed = self._refused = 0
+        return counts
 
     def drop(self, question: Question) -> None:
         """The answer is not needed any more, or no longer."""
@@ -166,6 +169,9 @@ class Lookups:
         if q.read and (after or q.tail):
             self._take(q, keys[q.first:q.first + after], after == q.last - q.first)
         q.held = before if before < q.first else q.first + after
+        if not q.held and refused(self._store):
+            with self._lock:
+                self._refused += 1
 
     def _held(self, keys: np.ndarray, parts: int) -> int:
         return self._store.lookup(keys.reshape(-1, 32)) // parts if len(keys) else 0

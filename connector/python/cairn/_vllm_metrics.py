@@ -30,6 +30,7 @@ COUNTERS = {
     "lookups": "prompts that were looked up",
     "lookups_late": "requests that did not wait for what is held any longer",
     "lookups_failed": "calls that asked what is held and ended with an error",
+    "lookups_refused": "prompts that were looked up while the node turned this engine away",
     "lookup_hits": "prompts of which a part was held",
     "lookup_seconds": "time that requests waited for lookups",
     "hit_tokens": "tokens promised to the engine",

@@ -538,9 +538,10 @@ class SchedulerSide:
         skipped, self._saves.skipped = self._saves.skipped, 0
         stats.add("saves_skipped", skipped)
         if self._lookups is not None:
-            late, failed = self._lookups.take_counts()
+            late, failed, refused = self._lookups.take_counts()
             stats.add("lookups_late", late)
             stats.add("lookups_failed", failed)
+            stats.add("lookups_refused", refused)
         return stats
 
     def take_events(self) -> list[Any]:

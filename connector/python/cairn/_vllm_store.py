@@ -6,7 +6,8 @@ from __future__ import annotations
 import atexit
 import threading
 import time
-from typing import TYPE_CHECKING
+import weakref
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.logger import init_logger
@@ -22,6 +23,8 @@ FLUSH_SECONDS = 60.0
 PROBE_SECONDS = 0.5
 _lock = threading.Lock()
 _stores: dict[str, tuple[Store, int]] = {}
+_told_lock = threading.Lock()
+_told: weakref.WeakKeyDictionary[Store, str] = weakref.WeakKeyDictionary()
 
 
 def apart(config: VllmConfig) -> bool:
@@ -60,9 +63,24 @@ def _await(store: Store, uri: str) -> None:
         while not store.value_max:
             time.sleep(PROBE_SECONDS)
             probe(store)
+            refused(store)
         logger.info("cairn: %s is there now", uri)
     except StateError:
         pass  # it is closed
+
+
+def refused(store: Any) -> bool:
+    """Whether the node turns this process away, which the log is told once of each reason."""
+    if not isinstance(store, Store):
+        return False  # the worker's, which says it itself
+    why = store.refusal
+    with _told_lock:
+        news = why and _told.get(store) != why
+        if news:
+            _told[store] = why
+    if news:
+        logger.warning("cairn: %s; until it takes this engine it goes on without the cache", why)
+    return bool(why)
 
 
 def probe(store: Store) -> None:

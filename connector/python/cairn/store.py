@@ -119,6 +119,13 @@ class Store:
         with self._call() as handle:
             return int(_native.lib().cairn_value_max(handle))
 
+    @property
+    def refusal(self) -> str:
+        """Why the node turns this client away, as one sentence; empty: it does not, or nothing is
+        there. It asks nothing and waits for nothing."""
+        with self._call() as handle:
+            return _native.text(lambda out, size: _native.lib().cairn_refusal(handle, out, size))
+
     @contextlib.contextmanager
     def _call(self) -> Iterator[int]:
         """Entry of every call: close() waits for those that are inside."""

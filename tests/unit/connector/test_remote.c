@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 
 #include "base/clock.h"
+#include "base/log.h"
 #include "tests/helpers/stall.h"
 #include "tests/unit/connector/open_store.h"
 
@@ -297,6 +298,61 @@ Test(remote, a_node_may_come_after_its_clients)
         cr_assert(node_knows(ids[i]), "it was noted before the node was there");
         cairn_identity_destroy(ids[i]);
     }
+}
+
+/* Makes calls until the store's refusal is, or is not, what holds the word ("": none). */
+static void refusal_becomes(const char *word)
+{
+    char why[512];
+    uint64_t end = cairn_now_ns() + PATIENCE;
+    struct cairn_key key = key_of(1);
+    do {
+        cr_assert_lt(cairn_now_ns(), end, "the refusal is '%s', not '%s'", why, word);
+        cr_assert_eq(cairn_lookup(store, &key, 1), 0);
+        usleep(10000);
+        cr_assert_eq(cairn_refusal(store, why, sizeof why), strlen(why));
+    } while (word[0] ? !strstr(why, word) : why[0] != '\0');
+}
+
+static bool stats_say(const char *words)
+{
+    char text[65536];
+    cr_assert_lt(cairn_stats(store, text, sizeof text), sizeof text);
+    return strstr(text, words) != NULL;
+}
+
+static atomic_int warnings;
+
+static void count_refusals(void *arg, int level, const char *line)
+{
+    (void)arg;
+    if (level == CAIRN_LOG_WARN && strstr(line, "one tenant"))
+        atomic_fetch_add(&warnings, 1);
+}
+
+Test(remote, a_node_that_comes_later_and_refuses_is_told_of)
+{
+    char why[4] = "abc";
+    cr_assert_eq(cairn_refusal(store, why, sizeof why), 0);
+    cr_assert_str_eq(why, "");
+    cr_assert(stats_say("\"state\": \"here\", \"refusal\": \"\""));
+    node_end(&node, SIGKILL);
+    cairn_messages_to(count_refusals, NULL, CAIRN_LOG_DEBUG);
+    reopen_with("&lazy=yes&tenant=somebody");
+    cr_assert_eq(cairn_refusal(store, why, sizeof why), 0, "nobody is there to refuse");
+    cr_assert(stats_say("\"state\": \"away\""));
+    cr_assert(node_start(&node));
+    refusal_becomes("one tenant");
+    cr_assert_gt(cairn_refusal(store, NULL, 0), 20);
+    cr_assert_gt(cairn_refusal(store, why, sizeof why), 20);
+    cr_assert_eq(strlen(why), sizeof why - 1);
+    cr_assert(stats_say("\"state\": \"refuses\", \"refusal\": \""));
+    cr_assert(stats_say("has one tenant, \\\"default\\\": give that, or none"));
+    cr_assert_not(stats_say("\"dials_refused\": 0"));
+    node_end(&node, SIGKILL);
+    refusal_becomes("");
+    cr_assert(stats_say("\"state\": \"away\""));
+    cr_assert_eq(atomic_load(&warnings), 1, "once, however often it was tried");
 }
 
 Test(remote, a_value_that_no_node_takes_is_refused_before_any_is_there)
