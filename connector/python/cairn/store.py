@@ -17,7 +17,8 @@ import numpy as np
 from . import _native
 from ._batch import get_batch, put_batch
 from .buffers import runs, value_bytes
-from .errors import Error, InvalidError, MissError, StateError, TooBigError, error
+from .errors import (Error, InvalidError, MissError, StateError, TooBigError, UnsupportedError,
+                     error)
 from .identity import Identity, key_array
 
 FLUSH_TIMEOUT = 600.0
@@ -278,8 +279,12 @@ class Store:
     def flush(self, timeout: float | None = None) -> None:
         """Returns when every put accepted before it is durable. None waits up to 600 s."""
         with self._call() as handle:
-            _native.check(_native.lib().cairn_flush(
-                handle, _native.timeout_ns(timeout, FLUSH_TIMEOUT)), "flush")
+            status = _native.lib().cairn_flush(
+                handle, _native.timeout_ns(timeout, FLUSH_TIMEOUT))
+        if status == UnsupportedError.status:
+            raise UnsupportedError(f"flush: {self.uri} has no disk; open a store with a path and "
+                                   "disk=")
+        _native.check(status, "flush")
 
     def lease(self, keys: Any, *, ttl: float = 60.0, timeout: float | None = None) -> Lease:
         """Pins the leading keys that are held, for ttl seconds if no view is taken."""
