@@ -23,8 +23,9 @@ NEVER = re.compile(
     r"\bbytes?\b|\bwrong\b|Wrong\b|\bdiffers?\b|corrupt|another record|\bgeneration\b"
     r"|sanitizer|runtime error|\.all\(\)|array_equal|Mismatched elements"
     r"|b['\"].* [!=]= b['\"]|Segmentation|core dumped|SIG(?:SEGV|BUS|ABRT|ILL)|CRASH!"
+    r"|^worker '\w+' crashed"
     r"|value_check|memcmp|CORRUPT"
-    r"|(?<![\w.])-(?:4|6|7|8|11)\b", re.IGNORECASE)
+    r"|(?<![\w.])-(?:4|6|7|8|11)\b", re.IGNORECASE | re.MULTILINE)
 
 
 def failures(report):

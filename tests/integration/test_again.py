@@ -47,12 +47,13 @@ def test_that_says_something():
 '''
 
 
-def run(folder, text, names):
+def run(folder, text, names, *options):
     """What pytest, again.py and tally.py say of these tests."""
     (folder / "tests").mkdir()
     (folder / "tests/test_it.py").write_text(text)
     report = folder / "report.xml"
-    subprocess.run([*PYTEST, f"--junitxml={report}", "tests"], cwd=folder, check=False, timeout=300)
+    command = [*PYTEST, *options, f"--junitxml={report}", "tests"]
+    subprocess.run(command, cwd=folder, check=False, timeout=300)
     return judge(folder, report, PYTEST, names)
 
 
@@ -88,6 +89,12 @@ def test_what_passes_twice_is_unstable(tmp_path, names):
 def test_words_about_bytes_are_final(tmp_path, names, words):
     counts, said = run(tmp_path, TURN + SAYS.format(words), names)
     assert counts == "0 1 0" and "says_something is not run again" in said and not names
+
+
+def test_a_crash_is_final(tmp_path, names):
+    kills = "    import os\n    if turn('kills') == 0:\n        os.kill(os.getpid(), 11)\n"
+    counts, said = run(tmp_path, TURN + f"def test_that_dies():\n{kills}", names, "-n", "1")
+    assert counts == "0 1 0" and "test_that_dies is not run again" in said and not names
 
 
 @pytest.mark.parametrize("words", ["ram_bytes: 3 < 4", "no hit after 20.11 s", "[6, 6, 0] != [6]"])
