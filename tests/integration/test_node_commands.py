@@ -5,6 +5,8 @@ import time
 import pytest
 import redis
 
+from wire import Wire
+
 
 def ask(sock, line: str) -> bytes:
     sock.sendall(line.encode() + b"\r\n")
@@ -136,7 +138,29 @@ def test_command(node):
     with node.connect() as s:
         assert ask(s, "COMMAND DOCS ping").startswith(b"*2\r\n$4\r\nping\r\n")
         assert ask(s, "COMMAND INFO nosuch") == b"*1\r\n$-1\r\n"
-        assert ask(s, "COMMAND GETKEYS PING").startswith(b"-ERR The command has no key arguments")
+        assert ask(s, "COMMAND GETKEYS PING x").startswith(b"-ERR The command has no key arguments")
+
+
+@pytest.mark.parametrize("command", ["CLIENT", "CONFIG", "COMMAND", "MEMORY", "OBJECT"])
+def test_help(node, command):
+    """The error about a subcommand names HELP, so it is there."""
+    with Wire(port=node.port) as s:
+        assert f"Try {command} HELP." in s.call(command, "nosuch")
+        first, *rest = s.call(command, "HELP")
+    assert first.startswith(f"{command} <subcommand>") and rest[1].startswith("    ")
+    assert rest[-2:] == ["HELP", "    Print this help."]
+    assert all(line.isascii() and len(line) <= 100 for line in rest)
+
+
+def test_client_kill_by_the_address_it_came_to(node):
+    with node.connect() as s, node.connect() as other:
+        ask(other, "PING")
+        line = ask(other, "CLIENT INFO").decode()
+        here = line.split(" laddr=")[1].split(" ")[0]
+        killed = int(ask(s, f"CLIENT KILL LADDR {here} SKIPME yes")[1:])
+        assert killed >= 1
+        assert other.recv(10) == b""
+        assert ask(s, f"CLIENT KILL LADDR {here}x") == b":0\r\n"
 
 
 def test_time(node):

@@ -335,3 +335,38 @@ def test_replies_are_those_of_redis(node, redis_port, proto, full):
         pair = Pair(real, ours)
         while pair.count < (60000 if full else 8000):
             pair.ask(generator)
+
+
+# One line a mistake, or a command that changes nothing. The random ones above are of strings.
+SAME = r"""
+CLIENT | CLIENT NOSUCH | CLIENT ID x | CLIENT HELP x | CLIENT SETNAME | CLIENT GETREDIR x
+CLIENT LIST x | CLIENT LIST TYPE x | CLIENT LIST TYPE pubsub | CLIENT LIST ID | CLIENT LIST ID x
+CLIENT LIST ID 0 | CLIENT LIST ID -1 | CLIENT LIST ID 99999999 | CLIENT INFO x
+CLIENT KILL | CLIENT KILL x | CLIENT KILL ID | CLIENT KILL ID x | CLIENT KILL ID 0
+CLIENT KILL ID 99999999 | CLIENT KILL ID 99999999 FOO x | CLIENT KILL ID 99999999 ADDR
+CLIENT KILL ADDR 1.2.3.4:5 | CLIENT KILL LADDR 1.2.3.4:5 | CLIENT KILL LADDR 1.2.3.4:5 ID 1
+CLIENT KILL TYPE x | CLIENT KILL TYPE master | CLIENT KILL TYPE replica | CLIENT KILL USER x
+CLIENT KILL USER default ID 99999999 | CLIENT KILL ID 99999999 SKIPME x
+CONFIG | CONFIG NOSUCH | CONFIG GET | CONFIG SET | CONFIG SET a | CONFIG SET a b c
+CONFIG SET nosuch 1 | CONFIG RESETSTAT x | CONFIG HELP x
+COMMAND NOSUCH | COMMAND NOSUCH x | COMMAND COUNT x | COMMAND LIST x | COMMAND HELP x
+COMMAND GETKEYS | COMMAND GETKEYS get | COMMAND GETKEYS get a | COMMAND GETKEYS nosuch a
+COMMAND GETKEYS get a b | COMMAND GETKEYS mset a b c d | COMMAND INFO nosuch
+MEMORY | MEMORY NOSUCH | MEMORY USAGE | MEMORY HELP x | OBJECT NOSUCH a | OBJECT HELP x
+SHUTDOWN x | SHUTDOWN SAVE NOSAVE | SHUTDOWN ABORT | SHUTDOWN ABORT NOW | SHUTDOWN NOSAVE x
+SELECT | SELECT x | SELECT 1.5 | SELECT -1 | SELECT 99 | SELECT 99999999999 | SELECT -99999999999
+HELLO x | HELLO 1 | HELLO 4 | HELLO 2 AUTH | HELLO 2 AUTH a | HELLO 2 SETNAME | HELLO 2 FOO
+AUTH | AUTH x | AUTH a b | AUTH a b c | RESET x | TIME x | DBSIZE x | ECHO | PING a b
+NOSUCH | NOSUCH a b | NOSUCH {} | NOSUCH {}{} | NOSUCH {} {} {} | NOSUCH {} {}{} x | {} a
+""".format(*["x" * 100] * 10)
+
+
+def test_errors_are_those_of_redis(node, redis_port):
+    version = subprocess.run(["redis-server", "--version"], capture_output=True, text=True).stdout
+    if "v=7.0." not in version:
+        pytest.skip(f"the texts are those of Redis 7.0, not of {version.strip()}")
+    with Wire(path=redis_port) as real, Wire(port=node.port) as ours:
+        pair = Pair(real, ours)
+        for line in SAME.strip().split("\n"):
+            for words in line.split(" | "):
+                pair.run([words.encode().split()])

@@ -49,6 +49,9 @@ static enum call_flow cmd_select(struct call *c)
     int64_t db;
     if (!call_int(c, 1, &db))
         return call_error(c, NOT_INTEGER);
+    if (db < INT32_MIN || db > INT32_MAX)
+        return call_error(c, "ERR value is out of range, value must between -2147483648 and "
+                             "2147483647");
     if (db != 0)
         return call_error(c, "ERR DB index is out of range");
     return ok(c);
@@ -64,6 +67,15 @@ static enum call_flow cmd_auth(struct call *c)
         return call_error(c, "WRONGPASS invalid username-password pair or user is disabled.");
     return call_error(c, "ERR AUTH <password> called without any password configured for the "
                          "default user. Are you sure your configuration is correct?");
+}
+
+/* Argument i behind `before`, and a quote. */
+static enum call_flow error_about(struct call *c, const char *before, uint32_t i)
+{
+    char text[160];
+    snprintf(text, sizeof text, "%s%.*s'", before,
+             (int)(c->args[i].len < 64 ? c->args[i].len : 64), c->args[i].data);
+    return call_error(c, text);
 }
 
 /* --- names --- */
@@ -137,10 +149,7 @@ static enum call_flow cmd_hello(struct call *c)
         } else if (call_is(c, i, "SETNAME") && left >= 1) {
             name = ++i;
         } else {
-            char text[128];
-            snprintf(text, sizeof text, "ERR Syntax error in HELLO option '%.*s'",
-                     (int)(c->args[i].len < 64 ? c->args[i].len : 64), c->args[i].data);
-            return call_error(c, text);
+            return error_about(c, "ERR Syntax error in HELLO option '", i);
         }
     }
     if (name && !client_name(c, name))
@@ -161,6 +170,15 @@ static enum call_flow cmd_reset(struct call *c)
 
 /* --- CLIENT --- */
 
+/* Where it is connected to. */
+static void address_here(const struct client *c, char *out, size_t cap)
+{
+    if (c->local)
+        snprintf(out, cap, "%s", c->address);
+    else
+        snprintf(out, cap, "%s:%u", c->node->o.bind, (unsigned)c->node->o.port);
+}
+
 /* Under clients_lock. */
 static void describe(struct text *t, struct client *c, uint64_t now)
 {
@@ -171,10 +189,7 @@ static void describe(struct text *t, struct client *c, uint64_t now)
     uint64_t age = (now - c->since_ns) / CAIRN_NS_PER_S;
     uint64_t idle = now > active ? (now - active) / CAIRN_NS_PER_S : 0;
     char name[32] = "NULL", here[320];
-    if (c->local)
-        snprintf(here, sizeof here, "%s", c->address);
-    else
-        snprintf(here, sizeof here, "%s:%u", c->node->o.bind, (unsigned)c->node->o.port);
+    address_here(c, here, sizeof here);
     for (size_t i = 0; command && i < sizeof name; i++)
         if (!(name[i] = (char)tolower((unsigned char)command->name[i])))
             break;
@@ -233,18 +248,26 @@ static enum call_flow client_list(struct call *c, uint32_t first)
     return CALL_DONE;
 }
 
+/* False: the error is written. */
+static bool client_type(struct call *c, uint32_t i)
+{
+    static const char *const types[] = {"normal", "master", "replica", "slave", "pubsub"};
+    for (size_t n = 0; n < sizeof types / sizeof *types; n++)
+        if (call_is(c, i, types[n]))
+            return true;
+    error_about(c, "ERR Unknown client type '", i);
+    return false;
+}
+
 static enum call_flow client_list_command(struct call *c)
 {
     int64_t id;
     if (c->argc == 2)
         return client_list(c, c->argc);
     if (c->argc == 4 && call_is(c, 2, "TYPE")) {
-        bool normal = call_is(c, 3, "normal");
-        bool known = normal || call_is(c, 3, "master") || call_is(c, 3, "replica") ||
-                     call_is(c, 3, "slave") || call_is(c, 3, "pubsub");
-        if (!known)
-            return call_error(c, "ERR Unknown client type");
-        if (normal)
+        if (!client_type(c, 3))
+            return CALL_DONE;
+        if (call_is(c, 3, "normal"))
             return client_list(c, c->argc);
         cairn_out_verbatim(c->out, "", 0);
         return CALL_DONE;
@@ -254,7 +277,7 @@ static enum call_flow client_list_command(struct call *c)
     if (c->argc > 3 + IDS_MAX)
         return call_error(c, "ERR too many client IDs: at most 1024 here");
     for (uint32_t i = 3; i < c->argc; i++)
-        if (!call_int(c, i, &id) || id <= 0)
+        if (!call_int(c, i, &id))
             return call_error(c, "ERR Invalid client ID");
     return client_list(c, 3);
 }
@@ -273,16 +296,23 @@ static enum call_flow client_info(struct call *c)
 /* Which clients CLIENT KILL means; zero fields mean any. */
 struct kill_filter {
     int64_t id;
-    const struct cairn_resp_arg *address;
+    const struct cairn_resp_arg *address, *here;
     bool skip_me, no_normal;
 };
+
+static bool is_text(const struct cairn_resp_arg *wanted, const char *text)
+{
+    return !wanted || (strlen(text) == wanted->len &&
+                       memcmp(text, wanted->data, wanted->len) == 0);
+}
 
 static bool kill_wanted(const struct call *c, const struct kill_filter *f, const struct client *at)
 {
     if (f->id && (uint64_t)f->id != at->id)
         return false;
-    if (f->address && (strlen(at->address) != f->address->len ||
-                       memcmp(at->address, f->address->data, f->address->len) != 0))
+    char here[320];
+    address_here(at, here, sizeof here);
+    if (!is_text(f->address, at->address) || !is_text(f->here, here))
         return false;
     return !f->no_normal && !(f->skip_me && at == c->client);
 }
@@ -318,9 +348,16 @@ static bool kill_option(struct call *c, uint32_t i, struct kill_filter *f)
     } else if (call_is(c, i, "ADDR")) {
         f->address = &c->args[i + 1];
         return true;
+    } else if (call_is(c, i, "LADDR")) {
+        f->here = &c->args[i + 1];
+        return true;
     } else if (call_is(c, i, "TYPE")) {
         f->no_normal = !call_is(c, i + 1, "normal");
-        return true;
+        return client_type(c, i + 1);
+    } else if (call_is(c, i, "USER")) {
+        if (call_is(c, i + 1, "default"))
+            return true;
+        error_about(c, "ERR No such user '", i + 1);
     } else if (call_is(c, i, "SKIPME") && (call_is(c, i + 1, "yes") || call_is(c, i + 1, "no"))) {
         f->skip_me = call_is(c, i + 1, "yes");
         return true;
@@ -368,11 +405,8 @@ static enum call_flow client_setinfo(struct call *c)
     struct client *client = c->client;
     char text[160];
     bool library = call_is(c, 2, "LIB-NAME");
-    if (!library && !call_is(c, 2, "LIB-VER")) {
-        snprintf(text, sizeof text, "ERR Unrecognized option '%.*s'",
-                 (int)(c->args[2].len < 64 ? c->args[2].len : 64), c->args[2].data);
-        return call_error(c, text);
-    }
+    if (!library && !call_is(c, 2, "LIB-VER"))
+        return error_about(c, "ERR Unrecognized option '", 2);
     if (!name_valid(&c->args[3])) {
         snprintf(text, sizeof text, "ERR %s cannot contain spaces, newlines or special characters.",
                  library ? "lib-name" : "lib-ver");
@@ -406,6 +440,26 @@ static enum call_flow client_absent(struct call *c)
     return call_error(c, "ERR this subcommand of CLIENT is not supported by a cache node");
 }
 
+static enum call_flow client_help(struct call *c)
+{
+    static const char *const help[] = {
+        "ID", "    The number of this connection.",
+        "INFO", "    This connection as LIST shows it.",
+        "LIST [TYPE <type> | ID <id> [<id> ...]]", "    Connections, one a line.",
+        "KILL <ip:port>", "    Closes the connection from there.",
+        "KILL <option> <value> [<option> <value> ...]", "    Closes those that match all options:",
+        "    * ADDR <ip:port>, LADDR <ip:port>", "      From there; to there.",
+        "    * ID <id>", "      That one.",
+        "    * TYPE (NORMAL|MASTER|REPLICA|PUBSUB)", "      All are NORMAL here.",
+        "    * USER <name>", "      All are of the user default.",
+        "    * SKIPME (YES|NO)", "      Leave out the one that asks (YES).",
+        "SETNAME <name>", "    Names this connection; LIST shows the first 63 bytes.",
+        "GETNAME", "    Its name.",
+        "SETINFO (LIB-NAME|LIB-VER) <text>", "    Which library it uses.",
+    };
+    return call_help(c, help, sizeof help / sizeof *help);
+}
+
 static const struct {
     const char *name;
     int arity; /* with CLIENT and the name, as a command's */
@@ -419,26 +473,25 @@ static const struct {
     {"REPLY", -2, client_absent},   {"TRACKING", -2, client_absent},
     {"CACHING", -2, client_absent}, {"PAUSE", -2, client_absent},
     {"UNPAUSE", -2, client_absent}, {"UNBLOCK", -2, client_absent},
+    {"HELP", 2, client_help},
 };
 
 static enum call_flow cmd_client(struct call *c)
 {
-    char text[160];
+    char name[32] = "client|";
+    size_t at = strlen(name);
     for (size_t i = 0; i < sizeof subcommands / sizeof *subcommands; i++) {
         int arity = subcommands[i].arity;
         if (!call_is(c, 1, subcommands[i].name))
             continue;
         if (arity > 0 ? (int)c->argc == arity : (int)c->argc >= -arity)
             return subcommands[i].run(c);
-        int at = snprintf(text, sizeof text, "ERR wrong number of arguments for 'client|");
-        for (const char *p = subcommands[i].name; *p; p++)
-            text[at++] = (char)tolower((unsigned char)*p);
-        snprintf(text + at, sizeof text - (size_t)at, "' command");
-        return call_error(c, text);
+        for (const char *p = subcommands[i].name; *p && at < sizeof name - 1; p++)
+            name[at++] = (char)tolower((unsigned char)*p);
+        name[at] = '\0';
+        return call_sub_arity(c, name);
     }
-    snprintf(text, sizeof text, "ERR unknown subcommand '%.*s'. Try CLIENT HELP.",
-             (int)(c->args[1].len < 64 ? c->args[1].len : 64), c->args[1].data);
-    return call_error(c, text);
+    return call_sub_unknown(c);
 }
 
 const struct command commands_connection[] = {

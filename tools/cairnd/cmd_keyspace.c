@@ -115,21 +115,6 @@ static enum call_flow flush(struct call *c)
 
 /* --- looking at one --- */
 
-static void reply_help(struct call *c, const char *const *lines, uint64_t count)
-{
-    cairn_out_array(c->out, count);
-    for (uint64_t i = 0; i < count; i++)
-        cairn_out_simple(c->out, lines[i]);
-}
-
-/* The subcommand with this many arguments, or an error as Redis has it. */
-static enum call_flow sub_arity(struct call *c, const char *full_name)
-{
-    char text[96];
-    snprintf(text, sizeof text, "ERR wrong number of arguments for '%s' command", full_name);
-    return call_error(c, text);
-}
-
 static enum call_flow memory_usage(struct call *c)
 {
     struct string_key k;
@@ -160,21 +145,17 @@ static enum call_flow memory_usage(struct call *c)
 static enum call_flow memory(struct call *c)
 {
     static const char *const help[] = {
-        "MEMORY <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
         "USAGE <key> [SAMPLES <count>]",
         "    Bytes of memory that the key takes: a block of 4 KiB for what is known of it, and",
         "    blocks for its value.",
-        "HELP",
-        "    Print this help.",
     };
     if (call_is(c, 1, "USAGE"))
-        return c->argc < 3 ? sub_arity(c, "memory|usage") : memory_usage(c);
+        return c->argc < 3 ? call_sub_arity(c, "memory|usage") : memory_usage(c);
     if (!call_is(c, 1, "HELP"))
-        return string_error_about(c, "ERR unknown subcommand '", 1, "'. Try MEMORY HELP.");
+        return call_sub_unknown(c);
     if (c->argc != 2)
-        return sub_arity(c, "memory|help");
-    reply_help(c, help, sizeof help / sizeof *help);
-    return CALL_DONE;
+        return call_sub_arity(c, "memory|help");
+    return call_help(c, help, sizeof help / sizeof *help);
 }
 
 /* What Redis would call it. */
@@ -210,26 +191,22 @@ static enum call_flow object_look(struct call *c, bool wants_encoding)
 static enum call_flow object(struct call *c)
 {
     static const char *const help[] = {
-        "OBJECT <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
         "ENCODING <key>",
         "    What Redis would call the encoding of the value.",
         "REFCOUNT <key>",
         "    1.",
-        "HELP",
-        "    Print this help.",
     };
     bool wants_encoding = call_is(c, 1, "ENCODING");
     if (wants_encoding || call_is(c, 1, "REFCOUNT")) {
         if (c->argc != 3)
-            return sub_arity(c, wants_encoding ? "object|encoding" : "object|refcount");
+            return call_sub_arity(c, wants_encoding ? "object|encoding" : "object|refcount");
         return object_look(c, wants_encoding);
     }
     if (!call_is(c, 1, "HELP"))
-        return string_error_about(c, "ERR unknown subcommand '", 1, "'. Try OBJECT HELP.");
+        return call_sub_unknown(c);
     if (c->argc != 2)
-        return sub_arity(c, "object|help");
-    reply_help(c, help, sizeof help / sizeof *help);
-    return CALL_DONE;
+        return call_sub_arity(c, "object|help");
+    return call_help(c, help, sizeof help / sizeof *help);
 }
 
 #define CHANGE COMMAND_WRITE

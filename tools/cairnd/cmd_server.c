@@ -105,7 +105,7 @@ static enum call_flow config_get(struct call *c)
     char value[1024];
     uint32_t pairs = 0;
     if (c->argc > 2 + PAIRS_MAX)
-        return call_error(c, "ERR wrong number of arguments for 'config|get' command");
+        return call_sub_arity(c, "config|get");
     node_options_copy(&c->node->o, &now);
     for (const struct cairn_opt *o = node_option_table; o->name; o++)
         pairs += name_matches(c, o->name);
@@ -166,8 +166,10 @@ static bool config_draft(struct call *c, uint32_t i, struct node_options *draft)
 static enum call_flow config_set(struct call *c)
 {
     struct node *n = c->node;
-    if (c->argc % 2 || c->argc > 2 + 2 * PAIRS_MAX)
-        return call_error(c, "ERR wrong number of arguments for 'config|set' command");
+    if (c->argc % 2)
+        return call_error(c, "ERR syntax error");
+    if (c->argc > 2 + 2 * PAIRS_MAX)
+        return call_sub_arity(c, "config|set");
     struct node_options draft;
     node_options_copy(&n->o, &draft);
     for (uint32_t i = 2; i < c->argc; i += 2)
@@ -200,24 +202,27 @@ static enum call_flow config_resetstat(struct call *c)
 
 static enum call_flow cmd_config(struct call *c)
 {
-    char text[160];
-    if (call_is(c, 1, "GET") && c->argc >= 3)
-        return config_get(c);
-    if (call_is(c, 1, "SET") && c->argc >= 4)
-        return config_set(c);
-    if (call_is(c, 1, "RESETSTAT") && c->argc == 2)
-        return config_resetstat(c);
+    static const char *const help[] = {
+        "GET <pattern> [<pattern> ...]",
+        "    Options that match, and their values.",
+        "SET <option> <value> [<option> <value> ...]",
+        "    Changes options that can be changed while the node runs: all of them or none.",
+        "RESETSTAT",
+        "    Begins the counters of INFO anew; those of /metrics go on.",
+    };
+    if (call_is(c, 1, "GET"))
+        return c->argc < 3 ? call_sub_arity(c, "config|get") : config_get(c);
+    if (call_is(c, 1, "SET"))
+        return c->argc < 4 ? call_sub_arity(c, "config|set") : config_set(c);
+    if (call_is(c, 1, "RESETSTAT"))
+        return c->argc != 2 ? call_sub_arity(c, "config|resetstat") : config_resetstat(c);
     if (call_is(c, 1, "REWRITE"))
         return call_error(c, "ERR the configuration file is the operator's; change it there");
-    const char *sub = call_is(c, 1, "GET") ? "get" : call_is(c, 1, "SET") ? "set"
-                    : call_is(c, 1, "RESETSTAT") ? "resetstat" : NULL;
-    if (sub)
-        snprintf(text, sizeof text, "ERR wrong number of arguments for 'config|%s' command", sub);
-    else
-        snprintf(text, sizeof text, "ERR unknown subcommand '%.*s'. Try CONFIG HELP.",
-                 (int)(c->args[1].len < NAME_MAX_BYTES ? c->args[1].len : NAME_MAX_BYTES),
-                 c->args[1].data);
-    return call_error(c, text);
+    if (!call_is(c, 1, "HELP"))
+        return call_sub_unknown(c);
+    if (c->argc != 2)
+        return call_sub_arity(c, "config|help");
+    return call_help(c, help, sizeof help / sizeof *help);
 }
 
 /* --- COMMAND --- */
@@ -350,41 +355,67 @@ static enum call_flow command_getkeys(struct call *c)
     return CALL_DONE;
 }
 
+static enum call_flow command_all(struct call *c)
+{
+    cairn_out_array(c->out, (uint64_t)command_count());
+    command_each(print_command, c);
+    return CALL_DONE;
+}
+
+static enum call_flow command_count_reply(struct call *c)
+{
+    cairn_out_int(c->out, command_count());
+    return CALL_DONE;
+}
+
 static enum call_flow cmd_command(struct call *c)
 {
-    char text[160];
-    if (c->argc == 1) {
-        cairn_out_array(c->out, (uint64_t)command_count());
-        command_each(print_command, c);
-        return CALL_DONE;
-    }
-    if (call_is(c, 1, "COUNT") && c->argc == 2) {
-        cairn_out_int(c->out, command_count());
-        return CALL_DONE;
-    }
+    static const char *const help[] = {
+        "(no subcommand)", "    Name, arity, flags and keys of every command.",
+        "COUNT",           "    How many commands there are.",
+        "LIST",            "    Their names.",
+        "INFO [<command> ...]", "    The same as without a subcommand, of these.",
+        "DOCS [<command> ...]", "    A sentence about each.",
+        "GETKEYS <command> <arg> [<arg> ...]", "    Which of the arguments are keys.",
+    };
+    if (c->argc == 1)
+        return command_all(c);
+    if (call_is(c, 1, "COUNT"))
+        return c->argc != 2 ? call_sub_arity(c, "command|count") : command_count_reply(c);
     if (call_is(c, 1, "INFO"))
         return command_info(c);
     if (call_is(c, 1, "DOCS"))
         return command_docs(c);
-    if (call_is(c, 1, "LIST") && c->argc == 2)
-        return command_list(c);
-    if (call_is(c, 1, "GETKEYS") && c->argc >= 3)
-        return command_getkeys(c);
-    snprintf(text, sizeof text, "ERR unknown subcommand or wrong number of arguments for '%.*s'. "
-                                "Try COMMAND HELP.",
-             (int)(c->args[1].len < NAME_MAX_BYTES ? c->args[1].len : NAME_MAX_BYTES),
-             c->args[1].data);
-    return call_error(c, text);
+    if (call_is(c, 1, "LIST"))
+        return c->argc != 2 ? call_error(c, "ERR syntax error") : command_list(c);
+    if (call_is(c, 1, "GETKEYS"))
+        return c->argc < 4 ? call_sub_arity(c, "command|getkeys") : command_getkeys(c);
+    if (!call_is(c, 1, "HELP"))
+        return call_sub_unknown(c);
+    if (c->argc != 2)
+        return call_sub_arity(c, "command|help");
+    return call_help(c, help, sizeof help / sizeof *help);
 }
 
 /* --- SHUTDOWN --- */
 
 static enum call_flow cmd_shutdown(struct call *c)
 {
-    for (uint32_t i = 1; i < c->argc; i++)
-        if (!call_is(c, i, "NOSAVE") && !call_is(c, i, "SAVE") && !call_is(c, i, "NOW") &&
-            !call_is(c, i, "FORCE"))
+    bool save = false, nosave = false, abort = false, other = false;
+    for (uint32_t i = 1; i < c->argc; i++) {
+        bool *seen = call_is(c, i, "SAVE")                             ? &save
+                     : call_is(c, i, "NOSAVE")                         ? &nosave
+                     : call_is(c, i, "ABORT")                          ? &abort
+                     : call_is(c, i, "NOW") || call_is(c, i, "FORCE") ? &other
+                                                                       : NULL;
+        if (!seen)
             return call_error(c, "ERR syntax error");
+        *seen = true;
+    }
+    if ((save && nosave) || (abort && (save || nosave || other)))
+        return call_error(c, "ERR syntax error");
+    if (abort)
+        return call_error(c, "ERR No shutdown in progress.");
     cairn_log(CAIRN_LOG_INFO, "SHUTDOWN by client %llu", (unsigned long long)c->client->id);
     /* The main thread does the rest, as for the signal. No reply: the end of the connection is. */
     c->client->closing = true;

@@ -148,6 +148,37 @@ enum call_flow call_arity(struct call *c)
     return call_error(c, text);
 }
 
+enum call_flow call_sub_arity(struct call *c, const char *full_name)
+{
+    char text[128];
+    snprintf(text, sizeof text, "ERR wrong number of arguments for '%s' command", full_name);
+    return call_error(c, text);
+}
+
+enum call_flow call_sub_unknown(struct call *c)
+{
+    const struct cairn_resp_arg *sub = &c->args[1];
+    char text[256];
+    snprintf(text, sizeof text, "ERR unknown subcommand '%.*s'. Try %s HELP.",
+             sub->len < SHOWN_BYTES ? (int)sub->len : SHOWN_BYTES, sub->data, c->command->name);
+    return call_error(c, text);
+}
+
+enum call_flow call_help(struct call *c, const char *const *lines, size_t count)
+{
+    char text[128];
+    size_t i = 0;
+    cairn_out_array(c->out, count + 3);
+    snprintf(text, sizeof text, "%s <subcommand> [<arg> [value] [opt] ...]. Subcommands are:",
+             c->command->name);
+    cairn_out_simple(c->out, text);
+    for (; i < count; i++)
+        cairn_out_simple(c->out, lines[i]);
+    cairn_out_simple(c->out, "HELP");
+    cairn_out_simple(c->out, "    Print this help.");
+    return CALL_DONE;
+}
+
 /* What people ask a Redis server for and a cache of this kind does not have. */
 static const struct {
     const char *why;
@@ -161,7 +192,7 @@ static const struct {
     {"scripts are not supported; use the commands one by one, pipelined",
      (const char *const[]){"EVAL", "EVAL_RO", "EVALSHA", "EVALSHA_RO", "SCRIPT", "FUNCTION",
                            "FCALL", "FCALL_RO", NULL}},
-    {"replication, clusters and persistence commands are not supported; the disk tier is always on",
+    {"replication, clusters and persistence commands are not supported; the disk tier needs none",
      (const char *const[]){"REPLICAOF", "SLAVEOF", "SYNC", "PSYNC", "WAIT", "CLUSTER", "READONLY",
                            "READWRITE", "ASKING", "FAILOVER", "ROLE", "SAVE", "BGSAVE",
                            "BGREWRITEAOF", "LASTSAVE", "MIGRATE", "RESTORE", "DUMP", NULL}},
@@ -223,7 +254,8 @@ static bool is_http(const struct call *c)
 
 enum call_flow command_unknown(struct call *c)
 {
-    char text[512], args[SHOWN_BYTES + 1] = "";
+    /* The quotes and the blank of the last one shown come on top. */
+    char text[512], args[SHOWN_BYTES + 4] = "";
     const char *why = absent_why(c);
     int name_len = c->args[0].len < SHOWN_BYTES ? (int)c->args[0].len : SHOWN_BYTES;
     if (is_http(c)) {

@@ -115,6 +115,10 @@ bool call_int(const struct call *c, uint32_t i, int64_t *ret);
 enum call_flow call_error(struct call *c, const char *text);
 enum call_flow command_unknown(struct call *c);
 enum call_flow call_arity(struct call *c); /* "ERR wrong number of arguments for 'x' command" */
+/* Of a command that has subcommands. */
+enum call_flow call_sub_arity(struct call *c, const char *full_name); /* "config|get" */
+enum call_flow call_sub_unknown(struct call *c);
+enum call_flow call_help(struct call *c, const char *const *lines, size_t count);
 /* Takes the room that the payload argument was received into, if it was: its bytes are the value
  * already. False: the argument is in ordinary memory. After true the caller owns *ret; before it
  * answers CALL_WAITS it puts it back (call_return_room). */
