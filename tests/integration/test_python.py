@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import cairn
-from cairn import _native, buffers
+from cairn import _native, _sglang_store, buffers
 from patience import STALL
 
 pytestmark = pytest.mark.timeout(120)
@@ -675,6 +675,22 @@ def test_a_node_that_comes_later_and_refuses_says_why(new_node, rng):
         assert store.stats()["client"]["state"] == "away"
     with cairn.open("embedded:?ram=64MiB") as store:
         assert store.refusal == ""
+
+
+def test_sglang_is_told_why_a_node_that_comes_later_refuses(new_node, caplog):
+    node = new_node()
+    uri = f"unix:{node.socket}?tenant=somebody"
+    held = _sglang_store.acquire(uri, 1.0)
+    try:
+        node.start()
+        end = time.monotonic() + 20 + STALL
+        while "one tenant" not in caplog.text:
+            assert held.store is None and time.monotonic() < end, caplog.text
+            time.sleep(0.02)
+        time.sleep(2 * _sglang_store.RETRY_SECONDS)
+        assert "start cairnd" in caplog.text and caplog.text.count("one tenant") == 1
+    finally:
+        _sglang_store.release(held)
 
 
 def test_a_node_that_has_no_room_for_this_client_any_more_says_so(node, rng):

@@ -27,14 +27,22 @@ class SharedStore:
         except InvalidError:
             raise
         except (Error, OSError) as why:
-            logger.warning("cairn: this engine runs without the cache for now: %s", why)
-            threading.Thread(target=self._open_later, name="cairn-open", daemon=True).start()
+            self._without(why)
+            threading.Thread(target=self._open_later, args=({str(why)},), name="cairn-open",
+                             daemon=True).start()
 
-    def _open_later(self) -> None:
+    @staticmethod
+    def _without(why: object) -> None:
+        logger.warning("cairn: this engine runs without the cache for now: %s", why)
+
+    def _open_later(self, told: set[str]) -> None:
         while not self._ended.wait(RETRY_SECONDS):
             try:
                 store = store_open(self.uri, timeout=self.timeout)
-            except (Error, OSError):
+            except (Error, OSError) as why:
+                if str(why) not in told:  # one that comes and refuses is not one that is gone
+                    self._without(why)
+                    told.add(str(why))
                 continue
             with _lock:
                 if not self._ended.is_set():
