@@ -14,10 +14,12 @@ from signal import SIGCONT, SIGSTOP
 from typing import Any
 from collections.abc import Callable, Iterator
 
+import bench_lmcache
 from demo_engine import EngineError, EngineProcess
 from demo_node import Node, NodeError
 from demo_rates import copy_rate, read_rate
 
+COPY = "a plain copy of as many bytes"
 LONG, SHORT, SHORT_COUNT = 4243, 400, 24
 RAM, DISK = "1GiB", "4GiB"
 
@@ -88,6 +90,22 @@ class Bench:
             node.kill()
             (node.folder / "cairn.log").unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def rival(self, name: str, **options: Any) -> Iterator[EngineProcess | None]:
+        """The same engine with LMCache's server behind it; None, with a word why, without."""
+        engine = None
+        with contextlib.ExitStack() as stack:
+            try:
+                if not bench_lmcache.installed():
+                    raise EngineError("this Python has no module lmcache")
+                server = stack.enter_context(
+                    bench_lmcache.Server(self.out / f"{name}-server.log", gib=1))
+                engine = stack.enter_context(
+                    self.engine(name, None, transfer=server.transfer(), **options))
+            except EngineError as why:
+                self.say(f"LMCache is left out: {why}")
+            yield engine
+
     def add(self, figure: Figure) -> None:
         self.figures.append(figure)
         print(f"{figure.name:26} {cell(figure.value):>9} {figure.unit:3} "
@@ -108,51 +126,77 @@ def median_ms(times: list[float]) -> float:
     return statistics.median(times) * 1000
 
 
-def warm(b: Bench, off: EngineProcess, on: EngineProcess) -> None:
+def warm(b: Bench, off: EngineProcess, on: EngineProcess, rival: EngineProcess | None) -> None:
     """The long prompt from the node's memory, over the own prefix hit of an engine without one."""
     prompt = b.words[:LONG]
     cold = [off.answer(prompt), on.answer(prompt)]
     own = on.answer(prompt)
-    floor, loaded = [], []
+    if rival:
+        rival.answer(prompt)
+    floor, loaded, theirs = [], [], []
     for _ in range(b.rounds + 2):
         on.reset()
         loaded.append(hit(on.answer(prompt), own, "warm"))
         floor.append(off.answer(prompt))
+        if rival:
+            rival.reset()
+            theirs.append(rival.answer(prompt))
     size = loaded[0]["loaded_bytes"]
     rate = copy_rate(size)
     times, floors = ([a["ttft_s"] for a in answers] for answers in (loaded, floor))
     added, copy = median_ms(times) - median_ms(floors), size / rate * 1000
-    b.add(Figure("engine-warm", added - copy, "ms", copy, "a plain copy of as many bytes",
-                 len(times), {"ttft_ms": median_ms(times), "prefix_ms": median_ms(floors),
-                              "added_ms": added, "bytes": size, "copy_gb_s": rate / 1e9,
-                              "cold_ms": [a["ttft_s"] * 1000 for a in cold]}))
+    b.add(Figure("engine-warm", added - copy, "ms", copy, COPY, len(times),
+                 {"ttft_ms": median_ms(times), "prefix_ms": median_ms(floors),
+                  "added_ms": added, "bytes": size, "copy_gb_s": rate / 1e9,
+                  "cold_ms": [a["ttft_s"] * 1000 for a in cold]}))
+    if rival:
+        warm_rival(b, theirs, median_ms(floors), copy)
 
 
-def rounds_of(b: Bench, pair: tuple[EngineProcess, EngineProcess], count: int,
-              length: int) -> list[tuple[float, float]]:
-    """Sums of the times of `count` unique prompts a round, engines in turns."""
+def warm_rival(b: Bench, answers: list[dict[str, Any]], floor_ms: float, copy: float) -> None:
+    whole = LONG // bench_lmcache.CHUNK * bench_lmcache.CHUNK
+    times = [a["ttft_s"] for a in answers if a["cached_tokens"] >= whole]
+    if not times:
+        b.say(f"LMCache is left out: it never brought {whole} of {LONG} tokens")
+        return
+    b.add(Figure("engine-warm-lmcache", median_ms(times) - floor_ms - copy, "ms", copy, COPY,
+                 len(times), {"ttft_ms": median_ms(times), "asked": len(answers)}))
+
+
+def rounds_of(b: Bench, engines: list[EngineProcess],
+              ask: Callable[[EngineProcess, int], float]) -> list[list[float]]:
+    """What ask(engine, round) gives of each engine, a list a round; each is first in turn."""
     found = []
     for i in range(b.rounds):
-        sums = [0.0, 0.0]
-        for which in ((0, 1), (1, 0))[i % 2]:
-            for _ in range(count):
-                answer = pair[which].answer(b.unique(length), max_tokens=1)
-                if answer["cached_tokens"]:
-                    raise Failed("a unique prompt was found in a cache")
-                sums[which] += answer["ttft_s"]
+        values = [0.0] * len(engines)
+        for k in range(len(engines)):
+            which = (i + k) % len(engines)
+            values[which] = ask(engines[which], i)
             time.sleep(0.5)  # what one still saves must not slow the other
-        found.append((sums[0], sums[1]))
+        found.append(values)
     return found
 
 
-def misses(b: Bench, off: EngineProcess, on: EngineProcess) -> None:
+def compare(b: Bench, name: str, found: list[list[float]]) -> None:
+    """Rows of times with and without a connector: seconds a round, off, on and perhaps LMCache."""
+    off = [r[0] for r in found]
+    for which, suffix in ((1, ""), (2, "-lmcache"))[:len(found[0]) - 1]:
+        times = [r[which] for r in found]
+        b.add(Figure(name + suffix, statistics.median(t / o for t, o in zip(times, off)), "x",
+                     median_ms(off), "ms without a connector", len(found),
+                     {"off_ms": [o * 1000 for o in off], "ms": [t * 1000 for t in times]}))
+
+
+def misses(b: Bench, engines: list[EngineProcess]) -> None:
+    def sum_of(engine: EngineProcess, count: int, length: int) -> float:
+        answers = [engine.answer(b.unique(length), max_tokens=1) for _ in range(count)]
+        if any(a["cached_tokens"] for a in answers):
+            raise Failed("a unique prompt was found in a cache")
+        return float(sum(a["ttft_s"] for a in answers))
+
     for name, count, length in (("engine-miss-400", SHORT_COUNT, SHORT),
                                 ("engine-miss-long", 1, LONG)):
-        found = rounds_of(b, (off, on), count, length)
-        b.add(Figure(name, statistics.median(w / o for o, w in found), "x",
-                     median_ms([o for o, _ in found]), "ms without a connector", len(found),
-                     {"off_ms": [o * 1000 for o, _ in found],
-                      "on_ms": [w * 1000 for _, w in found]}))
+        compare(b, name, rounds_of(b, engines, lambda e, _: sum_of(e, count, length)))
 
 
 def restart(b: Bench, off: EngineProcess) -> None:
@@ -201,18 +245,18 @@ def talk(b: Bench, engine: EngineProcess, salt: int) -> float:
 def conversations(b: Bench) -> None:
     """An engine whose KV space is a third of what the conversations need."""
     need = USERS * -(-(FIRST + TURNS * (TURN + SAID)) // BLOCK)
-    with b.node("talk") as node, \
-            b.engine("talk-off", None, blocks=need // 3, max_len=TALK_TOKENS) as off, \
-            b.engine("talk-on", node.uri, blocks=need // 3, max_len=TALK_TOKENS) as on:
-        found = []
-        for i in range(b.rounds):
-            pair = (talk(b, off, i), talk(b, on, i)) if i % 2 else \
-                tuple(reversed((talk(b, on, i), talk(b, off, i))))
-            found.append(pair)
-    b.add(Figure("engine-conversation", statistics.median(w / o for o, w in found), "x",
-                 median_ms([o for o, _ in found]), "ms without a connector", len(found),
-                 {"off_ms": [o * 1000 for o, _ in found],
-                  "on_ms": [w * 1000 for _, w in found]}))
+    options = {"blocks": need // 3, "max_len": TALK_TOKENS}
+    with b.node("talk") as node, b.engine("talk-off", None, **options) as off, \
+            b.engine("talk-on", node.uri, **options) as on, \
+            b.rival("talk-lmcache", **options) as rival:
+        engines = [off, on, rival] if rival else [off, on]
+        found = rounds_of(b, engines, lambda e, i: talk(b, e, i))
+    compare(b, "engine-conversation", found)
+    if rival:
+        theirs = [r[2] for r in found]
+        b.add(Figure("engine-conversation-ahead",
+                     statistics.median(r[1] / r[2] for r in found), "x", median_ms(theirs),
+                     "ms with LMCache", len(found)))
 
 
 @contextlib.contextmanager
@@ -293,11 +337,12 @@ def measure(model: Path, out: Path, cairnd: Path, document: str, rounds: int,
     if only & {"warm", "misses", "restart"}:
         with b.engine("off", None) as off:
             if only & {"warm", "misses"}:
-                with b.node("node") as node, b.engine("on", node.uri) as on:
+                with b.node("node") as node, b.engine("on", node.uri) as on, \
+                        b.rival("lmcache") as rival:
                     if "warm" in only:
-                        warm(b, off, on)
+                        warm(b, off, on, rival)
                     if "misses" in only:
-                        misses(b, off, on)
+                        misses(b, [off, on, rival] if rival else [off, on])
             if "restart" in only:
                 restart(b, off)
     if "conversation" in only:
