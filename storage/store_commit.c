@@ -65,7 +65,7 @@ bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
     if ((flags & CAIRN_PUT_REPLACE) || id == CAIRN_ENTRY_NONE)
         return false;
     struct cairn_entry *e = cairn_index_entry(v->index, id);
-    if (entry_expired(v, e))
+    if (!entry_living(v, e) || entry_expired(v, e))
         return false;
     if (e->slot != CAIRN_SLOT_NONE)
         slot_touch(v, &v->slots[e->slot]);

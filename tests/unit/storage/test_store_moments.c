@@ -418,6 +418,59 @@ Test(store_moments, a_delete_overtaken_by_a_loss_is_told_as_a_delete, .timeout =
     box_fini(&b);
 }
 
+/* --- a put while its key's old value is being cleared --- */
+
+static bool record_of_a_clear(const struct cairn_io *io)
+{
+    const struct cairn_record_disk *r = io->buf;
+    return io->kind == CAIRN_IO_WRITE && r->loc.magic == CAIRN_MAGIC_RECORD &&
+           r->loc.kind == CAIRN_RECORD_CLEAR;
+}
+
+struct clearer {
+    struct box *b;
+    pthread_t thread;
+    uint16_t space;
+};
+
+static void *clears(void *arg)
+{
+    const struct clearer *c = arg;
+    cr_assert_eq(cairn_vault_clear_space(c->b->v, c->space, deadline()), CAIRN_OK);
+    return NULL;
+}
+
+/* The old value is as good as gone, so the new one is stored, and stays when the clear is over. */
+static void put_under_clear(uint16_t space)
+{
+    struct box b;
+    struct cairn_room room;
+    enum cairn_cause cause;
+    struct cairn_commit old = {.key = key_of(SUBJECT), .space = space};
+    struct putter put = {.b = &b, .gen = 2};
+    struct clearer clearer = {.b = &b, .space = space};
+    box_init(&b, CAIRN_WRITE_ON_EVICT);
+    cr_assert_eq(cairn_vault_room(b.v, SMALL, 0, &room), CAIRN_OK);
+    value_fill(room.value, SUBJECT, 1, 0, SMALL);
+    cr_assert_eq(cairn_vault_commit(b.v, &room, &old, deadline(), &cause), CAIRN_OK);
+    chosen = record_of_a_clear;
+    atomic_store(&gate, GATE_ARMED);
+    cr_assert_eq(pthread_create(&clearer.thread, NULL, clears, &clearer), 0);
+    gate_await();
+    puts_one(&put);
+    atomic_store(&gate, GATE_OPEN);
+    pthread_join(clearer.thread, NULL);
+    cr_assert_eq(put.status, CAIRN_OK, "%d, and not held", put.status);
+    cr_assert(holds(&b, SUBJECT));
+    box_fini(&b);
+}
+
+Test(store_moments, a_put_under_a_clear_is_no_put_of_what_is_cleared, .timeout = 240)
+{
+    put_under_clear(0);
+    put_under_clear(1);
+}
+
 /* --- as many loads as there are ops --- */
 
 static bool any_read(const struct cairn_io *io)
