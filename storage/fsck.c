@@ -226,9 +226,9 @@ static struct cairn_summary_disk *footer(struct fsck *f, uint32_t seg, uint32_t 
 }
 
 /* Between two records of a footer lies nothing but the second copy of a mark, or what recovery
- * found damaged and stepped over. */
+ * stepped over. That is damage below `synced` only: above it a write may never have landed. */
 static void gap(struct fsck *f, const struct cairn_summary_disk *s, uint32_t next,
-                uint32_t generation)
+                uint32_t generation, uint32_t synced)
 {
     uint32_t block = s->block + s->blocks;
     if (next == block)
@@ -236,7 +236,7 @@ static void gap(struct fsck *f, const struct cairn_summary_disk *s, uint32_t nex
     bool copy = read_at(f, (uint64_t)block * CAIRN_BLOCK, f->h, CAIRN_BLOCK) &&
                 cairn_record_check(f->h, &f->shape, block, generation) &&
                 cairn_record_repeats(f->h, s);
-    if (copy && next == block + 1)
+    if ((copy && next == block + 1) || block + copy >= synced)
         return;
     f->r->bad_headers++;
     dump(f, "{\"what\":\"record\",\"block\":%u,\"verdict\":\"bad\"}", block + copy);
@@ -246,6 +246,7 @@ static void gap(struct fsck *f, const struct cairn_summary_disk *s, uint32_t nex
 static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t count,
                    uint32_t generation)
 {
+    uint32_t synced = 0;
     for (uint32_t i = 0; i < count; i++) {
         if (s[i].kind == CAIRN_RECORD_HOLE) {
             f->r->holes++;
@@ -255,6 +256,7 @@ static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t 
         bool ok = read_at(f, (uint64_t)s[i].block * CAIRN_BLOCK, f->h, CAIRN_BLOCK) &&
                   cairn_record_check(f->h, &f->shape, s[i].block, generation);
         if (ok) {
+            synced = f->h->loc.synced_block > synced ? f->h->loc.synced_block : synced;
             cairn_summary_of(f->h, &have);
             have.pad0 = s[i].pad0;
             static const uint8_t none[sizeof have.identity];
@@ -269,9 +271,10 @@ static void sealed(struct fsck *f, const struct cairn_summary_disk *s, uint32_t 
         f->r->bad_payloads += !payload;
         if (!ok)
             dump(f, "{\"what\":\"record\",\"block\":%u,\"verdict\":\"bad\"}", s[i].block);
-        if (i + 1 < count)
-            gap(f, &s[i], s[i + 1].block, generation);
     }
+    for (uint32_t i = 0; i + 1 < count; i++)
+        if (s[i].kind != CAIRN_RECORD_HOLE)
+            gap(f, &s[i], s[i + 1].block, generation, synced);
 }
 
 /* Does a record from `block` on say that what lies at `block` was durable before it was written? */
