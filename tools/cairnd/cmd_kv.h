@@ -23,12 +23,6 @@ bool kv_millis(struct call *c, uint32_t i, uint64_t *ret_ns);
 /* A timeout, as the moment when it is over; never later than the node's own. */
 bool kv_deadline(struct call *c, uint32_t i, uint64_t *ret_ns);
 
-/* Is the pinned value one of the KV commands' space? Strings are nobody's business here. */
-static inline bool kv_is_chunk(const struct cairn_pin *pin)
-{
-    return cairn_pin_body(pin)->space == 0;
-}
-
 enum call_flow kv_attach_run(struct call *c);  /* cmd_kv_lease.c */
 enum call_flow kv_window_run(struct call *c);
 enum call_flow kv_lease_run(struct call *c);

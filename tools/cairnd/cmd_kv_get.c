@@ -114,8 +114,6 @@ static enum cairn_cause judge(const struct got *g)
     const struct cairn_record_body_disk *body = cairn_pin_body(&g->pin);
     const uint8_t *fingerprint = fingerprint_of(g);
     uint64_t len = g->pin.value_len;
-    if (!kv_is_chunk(&g->pin))
-        return CAIRN_CAUSE_ABSENT;
     if (fingerprint && memcmp(body->identity, fingerprint, sizeof body->identity) != 0)
         return CAIRN_CAUSE_IDENTITY;
     if (is_range(g) ? g->want.offset > len || g->want.len > len - g->want.offset

@@ -81,12 +81,7 @@ static cairn_status pin_chain(struct call *c, const struct cairn_key *keys, uint
         }
         if (st)
             break;
-        for (size_t i = 0; i < got; i++, l->count++) {
-            if (kv_is_chunk(&at[i]))
-                continue;
-            cairn_vault_unpin(v, at + i, got - i);
-            return CAIRN_OK;
-        }
+        l->count += (uint32_t)got;
     }
     return CAIRN_OK;
 }

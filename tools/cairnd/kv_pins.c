@@ -90,10 +90,6 @@ cairn_status kv_pins_add(struct kv_pins *p, const struct cairn_key *key, uint64_
     cairn_status st = CAIRN_OK;
     if (cairn_vault_pin(p->vault, key, 1, deadline_ns, &new) == 0)
         return CAIRN_MISS;
-    if (cairn_pin_body(&new)->space != 0) {
-        cairn_vault_unpin(p->vault, &new, 1);
-        return CAIRN_MISS; /* a string */
-    }
     pthread_mutex_lock(&p->lock);
     uint32_t *at = find(p, key);
     uint32_t i = *at != NONE ? *at : p->free;
