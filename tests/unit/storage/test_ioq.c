@@ -107,17 +107,24 @@ Test(ioq, region_in_pieces, .timeout = 60)
     close(fd);
 }
 
+static char nobody_dir[] = "/tmp/cairn-nobody-XXXXXX";
+
+static void nobody_leaves(void)
+{
+    rmdir(nobody_dir);
+}
+
 static void become_nobody(rlim_t memlock)
 {
     struct rlimit limit = {memlock, memlock};
     cr_assert_eq(setrlimit(RLIMIT_MEMLOCK, &limit), 0);
     if (geteuid() != 0)
         return;
-    char dir[] = "/tmp/cairn-nobody-XXXXXX";
-    cr_assert_not_null(mkdtemp(dir));
-    cr_assert_eq(chown(dir, 65534, 65534), 0);
-    cr_assert_eq(chdir(dir), 0);
+    cr_assert_not_null(mkdtemp(nobody_dir));
+    cr_assert_eq(chown(nobody_dir, 65534, 65534), 0);
+    cr_assert_eq(chdir(nobody_dir), 0);
     cr_assert_eq(setresuid(65534, 65534, 65534), 0);
+    atexit(nobody_leaves);
 }
 
 /* The ring is permitted, registering 8 MiB is not: everything works unregistered. */
