@@ -98,7 +98,8 @@ struct cairn_put {
     int32_t cause;
 };
 /* Replace what is held, atomically. Without it a held key keeps its first bytes (status
- * CAIRN_EXISTS, which counts as stored). */
+ * CAIRN_EXISTS, which counts as stored). Bytes other than an earlier put's need it also when the
+ * key is a miss: of a value that was lost, a restart may find what the disk had of it. */
 #define CAIRN_PUT_REPLACE 1u
 
 struct cairn_get {
