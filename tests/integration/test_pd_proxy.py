@@ -25,6 +25,7 @@ class Server(ThreadingHTTPServer):
     """Keeps what it was asked; `behave` makes of a handler and a request an answer."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, behave):
         super().__init__(("127.0.0.1", 0), Answer)
