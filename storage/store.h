@@ -146,8 +146,8 @@ cairn_status cairn_vault_delete_now(struct cairn_vault *v, const struct cairn_ke
 /* --- namespaces: what the calls above do to chunks, of any space --- */
 
 /* To each space the values of the others are not there, and it replaces none of them: while one
- * holds a key, a put of it to another is refused (CAIRN_INVAL, cause SPACE). So is one of a key
- * whose holder is on disk alone and may have expired: until somebody reads it nobody knows. A
+ * holds a key, a put of it to another is refused (CAIRN_INVAL, cause SPACE). Of a holder that is on
+ * disk alone and may have expired the header is read first; one that cannot be read holds it. A
  * delete of a key that another holds is a MISS, or CAIRN_IO if the disk may hold a forgotten value
  * of its own, which cannot be buried alone. */
 uint64_t cairn_vault_space_value_len(struct cairn_vault *v, uint16_t space,

@@ -48,16 +48,49 @@ bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e)
     return slot_image(v, &v->slots[e->slot])->body.expires_ns <= cairn_wall_ns();
 }
 
-bool entry_taken(const struct cairn_vault *v, uint32_t id, uint16_t space)
+static bool taken(const struct cairn_vault *v, uint32_t id, uint16_t space)
 {
-    if (id == CAIRN_ENTRY_NONE || entry_of(v, id, space))
-        return false;
+    return id != CAIRN_ENTRY_NONE && !entry_of(v, id, space) &&
+           entry_living(v, cairn_index_entry(v->index, id));
+}
+
+/* Has another space's value of the key ended? Where only its header on disk says when that is, it
+ * is read; what cannot be read is there. Lock held, but not while it waits. */
+static void ended_drop(struct cairn_vault *v, const struct cairn_key *key, uint32_t id,
+                       uint64_t deadline_ns)
+{
+    struct cairn_scan_item item;
+    enum cairn_cause cause;
+    uint64_t version = cairn_index_entry(v->index, id)->version;
+    uint16_t space = cairn_index_entry(v->index, id)->space;
+    pthread_mutex_unlock(&v->lock);
+    cairn_vault_header(v, space, key, deadline_ns, &item, &cause);
+    pthread_mutex_lock(&v->lock);
+    id = cairn_index_find(v->index, key);
+    struct cairn_entry *e = entry_of(v, id, space);
+    if (cause != CAIRN_CAUSE_EXPIRED || !e || e->version != version)
+        return;
+    if (e->slot != CAIRN_SLOT_NONE)
+        slot_detach(v, &v->slots[e->slot]);
+    e->block = CAIRN_BLOCK_NONE;
+    entry_drop_if_empty(v, id, CAIRN_CAUSE_EXPIRED);
+}
+
+cairn_status space_check(struct cairn_vault *v, const struct cairn_key *key, uint16_t space,
+                         uint32_t flags, uint64_t deadline_ns)
+{
+    uint32_t id = cairn_index_find(v->index, key);
+    if (!taken(v, id, space))
+        return CAIRN_OK;
     const struct cairn_entry *e = cairn_index_entry(v->index, id);
-    if (!entry_living(v, e))
-        return false;
-    /* Only a header in RAM says that its time has passed: in doubt it is there. */
-    bool told = e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].state == SLOT_RESIDENT;
-    return !told || !entry_expired(v, e);
+    if (!entry_expired(v, e))
+        return CAIRN_INVAL;
+    if (e->slot != CAIRN_SLOT_NONE && v->slots[e->slot].state == SLOT_RESIDENT)
+        return CAIRN_OK;
+    if (flags & CAIRN_COMMIT_NOWAIT)
+        return CAIRN_INPROGRESS;
+    ended_drop(v, key, id, deadline_ns);
+    return taken(v, cairn_index_find(v->index, key), space) ? CAIRN_INVAL : CAIRN_OK;
 }
 
 bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags)
@@ -129,29 +162,29 @@ cairn_status slot_enter(struct cairn_vault *v, struct slot *s, uint32_t flags,
     struct cairn_key key;
     memcpy(key.bytes, slot_image(v, s)->body.key, sizeof key.bytes);
     uint16_t space = slot_image(v, s)->body.space;
-    uint32_t id = cairn_index_find(v->index, &key);
-    bool taken = entry_taken(v, id, space), keeps = !taken && entry_keeps(v, id, flags);
     uint64_t covered = 0;
-    while (!taken && !keeps && buries(v, &key, id, flags, covered)) {
+    uint32_t id;
+    for (;;) {
+        cairn_status st = space_check(v, &key, space, flags, deadline_ns);
+        if (st == CAIRN_INVAL)
+            *ret_cause = CAIRN_CAUSE_SPACE;
+        if (st)
+            return st;
+        id = cairn_index_find(v->index, &key);
+        if (entry_keeps(v, id, flags)) {
+            count(&v->c.put_existing, 1);
+            return CAIRN_EXISTS;
+        }
+        if (!buries(v, &key, id, flags, covered))
+            break;
         if (flags & CAIRN_COMMIT_NOWAIT)
             return CAIRN_INPROGRESS;
+        /* Another put may come first while the tombstone is under way: its value is the one that
+         * is kept then, and not to be buried with those before it. */
         if (bury_once(v, &key, deadline_ns, &covered)) {
             *ret_cause = CAIRN_CAUSE_TOMBSTONE;
             return CAIRN_IO;
         }
-        /* Another put may have come first while the tombstone was under way: its value is the one
-         * that is kept, and not to be buried with those before it. */
-        id = cairn_index_find(v->index, &key);
-        taken = entry_taken(v, id, space);
-        keeps = !taken && entry_keeps(v, id, flags);
-    }
-    if (taken) {
-        *ret_cause = CAIRN_CAUSE_SPACE;
-        return CAIRN_INVAL;
-    }
-    if (keeps) {
-        count(&v->c.put_existing, 1);
-        return CAIRN_EXISTS;
     }
     if (publish(v, s, &key, id, flags))
         return CAIRN_OK;

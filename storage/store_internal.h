@@ -287,8 +287,10 @@ cairn_status bury_once(struct cairn_vault *v, const struct cairn_key *key, uint6
 void slot_fill(struct cairn_vault *v, struct slot *s, const struct cairn_commit *c);
 /* Has it expired, or may it have? Its time is only in the header. Lock held. */
 bool entry_expired(const struct cairn_vault *v, const struct cairn_entry *e);
-/* Does another space hold the key, so that a put of this one must not have it? Lock held. */
-bool entry_taken(const struct cairn_vault *v, uint32_t id, uint16_t space);
+/* May a put of the space have the key? INVAL: another space holds it; INPROGRESS, with NOWAIT: only
+ * the disk knows whether the other's value has ended. Lock held, but not while it waits. */
+cairn_status space_check(struct cairn_vault *v, const struct cairn_key *key, uint16_t space,
+                         uint32_t flags, uint64_t deadline_ns);
 /* Is a put answered by what is held? `id`: entry of its key or NONE. Lock held. */
 bool entry_keeps(struct cairn_vault *v, uint32_t id, uint32_t flags);
 /* Makes a filled slot visible, or says why not. Lock held, but not while it waits. */

@@ -62,13 +62,12 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
     pthread_mutex_lock(&v->lock);
     if (g->count == GROUP || g->blocks + blocks > v->arena_blocks / 8)
         group_end(v, g);
-    uint32_t id = cairn_index_find(v->index, &p->key);
-    if (entry_taken(v, id, 0)) {
+    if (space_check(v, &p->key, 0, 0, deadline_ns)) {
         refuse(v, p, CAIRN_INVAL, CAIRN_CAUSE_SPACE);
         pthread_mutex_unlock(&v->lock);
         return CAIRN_INVAL;
     }
-    if (entry_keeps(v, id, p->flags)) {
+    if (entry_keeps(v, cairn_index_find(v->index, &p->key), p->flags)) {
         count(&v->c.put_existing, 1);
         p->status = CAIRN_EXISTS;
         pthread_mutex_unlock(&v->lock);

@@ -480,6 +480,60 @@ Test(store_node, a_key_is_of_one_space, .timeout = 300)
     box_fini(&b);
 }
 
+static bool expired_at_last(struct box *b, uint64_t id, uint16_t space)
+{
+    struct cairn_key key = key_of(id);
+    struct cairn_scan_item item;
+    enum cairn_cause cause;
+    cairn_vault_header(b->v, space, &key, deadline(), &item, &cause);
+    return cause == CAIRN_CAUSE_EXPIRED;
+}
+
+static cairn_status enter_until(struct box *b, uint64_t id, uint16_t space, uint64_t expires_ns)
+{
+    struct cairn_room room;
+    enum cairn_cause cause;
+    struct cairn_commit c = {.key = key_of(id), .space = space, .expires_ns = expires_ns};
+    cr_assert_eq(cairn_vault_room(b->v, LEN, 0, &room), CAIRN_OK);
+    value_fill(room.value, id, 1, 0, LEN);
+    return cairn_vault_commit(b->v, &room, &c, deadline(), &cause);
+}
+
+/* Whose time has passed does not hold its key any more, also where only the disk knows that: who
+ * may not wait is told to ask again where it may. One that has time left holds it. */
+Test(store_node, an_expired_value_on_disk_gives_its_key_away, .timeout = 300)
+{
+    struct box b;
+    struct cairn_iov iov;
+    enum cairn_cause cause;
+    static char bytes[LEN];
+    box_init(&b, "auto");
+    uint64_t soon = cairn_wall_ns() + CAIRN_NS_PER_S / 5, late = soon + 3600 * CAIRN_NS_PER_S;
+    for (uint64_t id = 0; id < 4; id++)
+        cr_assert_eq(enter_until(&b, id, id % 2, id < 2 ? soon : late), CAIRN_OK);
+    cr_assert_eq(cairn_vault_flush(b.v, deadline()), CAIRN_OK);
+    cr_assert_gt(cairn_vault_drop_ram(b.v), 0);
+    while (!expired_at_last(&b, 0, 0) || !expired_at_last(&b, 1, 1))
+        usleep(10000);
+    struct cairn_put chunk = {.key = key_of(1), .value = rig_sgl(&iov, bytes, LEN)};
+    value_fill(bytes, 1, 1, 0, LEN);
+    cr_assert_eq(cairn_vault_put(b.v, &chunk, 1, deadline(), NULL), CAIRN_OK);
+    holds(&b, 1, 0);
+    struct cairn_room room;
+    struct cairn_commit c = {.key = key_of(0), .space = 1, .flags = CAIRN_COMMIT_NOWAIT};
+    cr_assert_eq(cairn_vault_room(b.v, LEN, 0, &room), CAIRN_OK);
+    value_fill(room.value, 0, 1, 0, LEN);
+    cr_assert_eq(cairn_vault_commit(b.v, &room, &c, deadline(), &cause), CAIRN_INPROGRESS);
+    c.flags = 0;
+    cr_assert_eq(cairn_vault_commit(b.v, &room, &c, deadline(), &cause), CAIRN_OK);
+    holds(&b, 0, 1);
+    for (uint64_t id = 2; id < 4; id++) {
+        cr_assert_eq(enter(&b, id, !(id % 2), CAIRN_PUT_REPLACE, &cause), CAIRN_INVAL);
+        holds(&b, id, id % 2);
+    }
+    box_fini(&b);
+}
+
 /* A RAM copy whose bytes changed is no hit; the disk has the value still. */
 Test(store_node, damage_in_ram_is_found, .timeout = 300)
 {
