@@ -50,6 +50,7 @@ struct remote {
     pthread_cond_t changed;               /* a connection is free, or the breaker opened          */
     struct remote_conn *idle;             /* the latest used first                                */
     uint32_t open;                        /* connections that are idle or in a call               */
+    uint64_t full_until_ns;               /* the node has no room for more than are open          */
     struct remote_pin *orphans;           /* released after their connection was lost             */
     int leaving[REMOTE_LEAVING_MAX];      /* sockets whose last words the node has not heard yet  */
     uint32_t leaving_count;

@@ -23,6 +23,8 @@
 #define TRIAL_NS (100 * CAIRN_NS_PER_MS)
 /* A store is opened once: there is time. */
 #define OPEN_NS (5 * CAIRN_NS_PER_S)
+/* So long no further connection is tried of a node that had no room for one more. */
+#define FULL_NS CAIRN_NS_PER_S
 /* How long a store that is closed waits for the node to hear of it. */
 #define LEAVE_NS (100 * CAIRN_NS_PER_MS)
 
@@ -291,7 +293,7 @@ static cairn_status dial(struct remote *r, uint64_t deadline_ns, struct remote_c
                                 ret, err, sizeof err);
     note_dial(r, st, err);
     if (st)
-        return st == CAIRN_TIMEOUT || st == CAIRN_NOMEM ? st : CAIRN_NOTFOUND;
+        return st;
     (*ret)->busy = true;
     introduce(r, *ret);
     return CAIRN_OK;
@@ -314,6 +316,12 @@ size_t remote_refusal(struct cairn_backend *b, char *out, size_t cap)
     return n > 0 ? (size_t)n : 0;
 }
 
+/* May one more connection be made? Lock held. */
+static bool may_dial(const struct remote *r)
+{
+    return r->open == 0 || (r->open < r->o.connections && cairn_now_ns() >= r->full_until_ns);
+}
+
 /* An idle connection, or leave to make one: then *ret is NULL. */
 static cairn_status take(struct remote *r, uint64_t deadline_ns, bool trial,
                          struct remote_conn **ret)
@@ -321,7 +329,7 @@ static cairn_status take(struct remote *r, uint64_t deadline_ns, bool trial,
     struct timespec until = cairn_timespec(deadline_ns);
     cairn_status st = CAIRN_OK;
     pthread_mutex_lock(&r->lock);
-    while (!r->idle && r->open == r->o.connections && !st) {
+    while (!r->idle && !may_dial(r) && !st) {
         if (pthread_cond_timedwait(&r->changed, &r->lock, &until))
             st = CAIRN_TIMEOUT;
         else if (!trial && !breaker_closed(r))
@@ -339,12 +347,18 @@ static cairn_status take(struct remote *r, uint64_t deadline_ns, bool trial,
     return st;
 }
 
-static void dial_failed(struct remote *r)
+/* Is there another connection that the call can wait for, since the node (or this process) has no
+ * room for one more? Then none is tried for a while. */
+static bool dial_failed(struct remote *r, cairn_status st)
 {
     pthread_mutex_lock(&r->lock);
     r->open--;
+    bool others = r->open && (is_refusal(st) || st == CAIRN_NOMEM);
+    if (others)
+        r->full_until_ns = cairn_deadline_ns(FULL_NS);
     pthread_cond_signal(&r->changed);
     pthread_mutex_unlock(&r->lock);
+    return others;
 }
 
 /* How an attempt went beside its status. */
@@ -352,6 +366,16 @@ struct manner {
     bool old;    /* on a connection that was made for an earlier call      */
     bool silent; /* the node gave no sign in all the time that it was given */
 };
+
+static cairn_status obtained(struct remote *r, bool trial, uint64_t since_ns,
+                             const struct remote_conn *c)
+{
+    if (trial)
+        cairn_breaker_went(&r->breaker, true, since_ns);
+    /* Who sees by it that the node has come finds the breaker closed. */
+    atomic_store_explicit(&r->value_max, c->hello.value_max, memory_order_release);
+    return CAIRN_OK;
+}
 
 /* A connection for the call. */
 static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
@@ -365,22 +389,20 @@ static cairn_status obtain(struct remote *r, uint64_t deadline_ns, bool trial,
         if (deadline_ns > now + TRIAL_NS)
             deadline_ns = now + TRIAL_NS;
     }
-    cairn_status st = take(r, deadline_ns, trial, ret);
-    if (st || *ret) {
-        m->old = true;
-        return st;
+    for (;;) {
+        cairn_status st = take(r, deadline_ns, trial, ret);
+        if (st || *ret) {
+            m->old = true;
+            return st;
+        }
+        now = cairn_now_ns();
+        st = dial(r, deadline_ns, ret);
+        if (st == CAIRN_OK)
+            return obtained(r, trial, now, *ret);
+        m->silent = st == CAIRN_TIMEOUT && cairn_now_ns() - now >= r->o.timeout_ns;
+        if (!dial_failed(r, st))
+            return st == CAIRN_TIMEOUT || st == CAIRN_NOMEM ? st : CAIRN_NOTFOUND;
     }
-    st = dial(r, deadline_ns, ret);
-    m->silent = st == CAIRN_TIMEOUT && cairn_now_ns() - now >= r->o.timeout_ns;
-    if (st) {
-        dial_failed(r);
-        return st;
-    }
-    if (trial)
-        cairn_breaker_went(&r->breaker, true, now);
-    /* Who sees by it that the node has come finds the breaker closed. */
-    atomic_store_explicit(&r->value_max, (*ret)->hello.value_max, memory_order_release);
-    return CAIRN_OK;
 }
 
 static cairn_status attempt(struct remote *r, remote_fn fn, void *arg, uint64_t deadline_ns,

@@ -214,6 +214,38 @@ Test(remote, more_threads_than_connections)
     cr_assert_leq(stat_number("\"dials\":"), 3);
 }
 
+/* A node that takes no more clients serves those that it has: the calls share the connections that
+ * there are, none fails, and the node counts as sound. */
+Test(remote, a_node_without_room_for_another_connection_serves_the_one_it_has)
+{
+    pthread_t threads[12];
+    void *why;
+    char err[512];
+    cairn_close(store);
+    store = NULL;
+    node_end(&node, SIGTERM);
+    snprintf(node.arguments[node.argument_count++], sizeof node.arguments[0], "--clients-max=1");
+    cr_assert(node_start(&node));
+    strncat(store_uri, "&connections=8", sizeof store_uri - strlen(store_uri) - 1);
+    /* Whoever asked whether it had started may have its place still. */
+    for (int i = 0; cairn_open(store_uri, &store, err, sizeof err) != CAIRN_OK; i++) {
+        cr_assert_lt(i, 6000, "%s", err);
+        usleep(10000);
+    }
+    node_stall(&node);
+    for (uintptr_t i = 0; i < 12; i++)
+        pthread_create(&threads[i], NULL, hammer, (void *)(i + 1));
+    usleep(100000);
+    node_go_on(&node);
+    for (int i = 0; i < 12; i++) {
+        pthread_join(threads[i], &why);
+        cr_assert_null(why, "%s", (const char *)why);
+    }
+    cr_assert_gt(stat_number("\"dials_refused\":"), 0);
+    cr_assert_eq(stat_number("\"refused\":"), 0);
+    cr_assert_eq(stat_number("\"timeouts\":"), 0);
+}
+
 /* --- nodes that are gone --- */
 
 /* Calls one after another while the node does not answer; how many of the last hundred waited. */
