@@ -70,6 +70,7 @@ static void add_breaker(struct text *t, struct remote *r)
     uint64_t wait = cairn_breaker_wait(&r->breaker, cairn_now_ns());
     add(t, "\"breaker\": \"%s\", \"retry_ms\": %" PRIu64 ", ",
         closed ? "closed" : wait ? "open" : "half-open", (uint64_t)(wait / CAIRN_NS_PER_MS));
+    add_counter(t, "breaker_opens", &r->breaker.opens);
 }
 
 /* Keys that this client did not get, by cause: what the node said, or what did not verify here. */

@@ -29,7 +29,14 @@ static void read_counters(const struct vault_counters *c, struct cairn_vault_fig
     for (int i = 0; i < CAIRN_CAUSE_COUNT; i++) {
         f->miss[i] = get(&c->miss[i]);
         f->refused[i] = get(&c->refused[i]);
+        f->dropped[i] = get(&c->dropped[i]);
     }
+    f->bad_ram = get(&c->bad_ram);
+    f->bad_disk = get(&c->bad_disk);
+    f->last_get_ram_ns = get(&c->last_get_ram_ns);
+    f->last_get_disk_ns = get(&c->last_get_disk_ns);
+    f->last_put_ns = get(&c->last_put_ns);
+    f->lookup_ns = &c->lookup_ns;
     f->get_ram_ns = &c->get_ram_ns;
     f->get_disk_ns = &c->get_disk_ns;
     f->put_ns = &c->put_ns;

@@ -11,8 +11,11 @@ struct cairn_vault_figures {
     uint64_t lookups, lookup_keys, lookup_held;
     uint64_t evicted, evicted_bytes, forgotten, lost_writes;
     uint64_t miss[CAIRN_CAUSE_COUNT], refused[CAIRN_CAUSE_COUNT];
+    uint64_t dropped[CAIRN_CAUSE_COUNT]; /* keys that are held no more, by what took them */
+    uint64_t bad_ram, bad_disk;          /* copies whose bytes differed from their checks */
+    uint64_t last_get_ram_ns, last_get_disk_ns, last_put_ns; /* when one went well, 0: none did */
     /* Lent until the vault is closed. */
-    const struct cairn_hist *get_ram_ns, *get_disk_ns, *put_ns;
+    const struct cairn_hist *get_ram_ns, *get_disk_ns, *put_ns, *lookup_ns;
 
     /* Now. */
     uint64_t ram_capacity, ram_free, ram_resident, ram_unwritten, ram_leased, ram_filling;

@@ -84,6 +84,7 @@ void nvme_io_start(struct cairn_nvme *t, struct nvme_io *x, enum cairn_io_kind k
     x->len = len;
     x->active = true;
     t->out++;
+    nvme_count(&t->stats.in_flight, 1);
     io_account(t, x, true);
     io_submit(t, x);
 }
@@ -196,8 +197,10 @@ uint32_t nvme_io_poll(struct cairn_nvme *t, struct nvme_io **out, uint32_t cap)
 void nvme_io_finish(struct cairn_nvme *t, struct nvme_io *x)
 {
     t->out--;
+    nvme_count(&t->stats.in_flight, -1ull);
     if (x->lost) {
         t->lost_out--;
+        nvme_count(&t->stats.quarantined, -1ull);
         if (x->late)
             x->late(t, x);
     } else {
@@ -224,6 +227,7 @@ uint64_t nvme_io_expire(struct cairn_nvme *t, uint64_t now)
         x->res = -ETIMEDOUT;
         t->lost_out++;
         nvme_count(&t->stats.lost_ios, 1);
+        nvme_count(&t->stats.quarantined, 1);
         note_result(t, x);
         x->done(t, x);
     }

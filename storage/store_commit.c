@@ -285,7 +285,7 @@ cairn_status cairn_vault_commit(struct cairn_vault *v, struct cairn_room *room,
     }
     pthread_mutex_unlock(&v->lock);
     if (st == CAIRN_OK)
-        cairn_hist_add(&v->c.put_ns, cairn_now_ns() - since_ns);
+        count_took(&v->c.put_ns, &v->c.last_put_ns, since_ns);
     *ret_cause = cause;
     return st;
 }

@@ -203,6 +203,8 @@ void slot_drop_damaged(struct cairn_vault *v, struct slot *s, enum cairn_cause c
     uint32_t id = s->entry;
     if (id == CAIRN_ENTRY_NONE)
         return;
+    if (cause == CAIRN_CAUSE_CHECKSUM)
+        count(s->unverified ? &v->c.bad_disk : &v->c.bad_ram, 1);
     slot_count_lost(v, s);
     slot_forget(v, s);
     slot_detach(v, s);
@@ -436,9 +438,8 @@ static void finish_next(struct get_run *r)
         count_miss(v, cause);
     } else {
         r->hits++;
-        count(f->disk ? &v->c.get_disk : &v->c.get_ram, 1);
         count(&v->c.get_bytes, cairn_sgl_bytes(&g->out));
-        cairn_hist_add(f->disk ? &v->c.get_disk_ns : &v->c.get_ram_ns, cairn_now_ns() - begin);
+        count_got(v, f->disk, begin);
     }
     r->next++;
 }
@@ -481,6 +482,7 @@ size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *k
 {
     uint32_t ids[512];
     size_t held = 0, resident = 0;
+    uint64_t begin = cairn_now_ns();
     while (held < count_keys) {
         uint32_t n = count_keys - held > 512 ? 512 : (uint32_t)(count_keys - held);
         pthread_mutex_lock(&v->lock);
@@ -496,6 +498,7 @@ size_t cairn_vault_lookup_where(struct cairn_vault *v, const struct cairn_key *k
     count(&v->c.lookups, 1);
     count(&v->c.lookup_keys, count_keys);
     count(&v->c.lookup_held, held);
+    cairn_hist_add(&v->c.lookup_ns, cairn_now_ns() - begin);
     if (ret_resident)
         *ret_resident = resident;
     return held;

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 
+#include "base/clock.h"
 #include "base/hist.h"
 #include "storage/extent.h"
 #include "storage/index.h"
@@ -85,7 +86,10 @@ struct vault_counters {
     _Atomic uint64_t get_bytes, put_bytes, lookups, lookup_keys, lookup_held;
     _Atomic uint64_t evicted, evicted_bytes, forgotten, lost_writes;
     _Atomic uint64_t miss[CAIRN_CAUSE_COUNT], refused[CAIRN_CAUSE_COUNT];
-    struct cairn_hist get_ram_ns, get_disk_ns, put_ns;
+    _Atomic uint64_t dropped[CAIRN_CAUSE_COUNT]; /* entries that went */
+    _Atomic uint64_t bad_ram, bad_disk;          /* copies that differ from their checks */
+    _Atomic uint64_t last_get_ram_ns, last_get_disk_ns, last_put_ns; /* that went well; 0: none */
+    struct cairn_hist get_ram_ns, get_disk_ns, put_ns, lookup_ns;
 };
 
 struct cairn_vault {
@@ -335,6 +339,22 @@ static inline void count_refused(struct cairn_vault *v, enum cairn_cause c)
 static inline void count(_Atomic uint64_t *c, uint64_t n)
 {
     atomic_fetch_add_explicit(c, n, memory_order_relaxed);
+}
+
+/* Counts an operation that has just gone well. */
+static inline void count_took(struct cairn_hist *h, _Atomic uint64_t *last_ns, uint64_t since_ns)
+{
+    uint64_t now = cairn_now_ns();
+    cairn_hist_add(h, now - since_ns);
+    atomic_store_explicit(last_ns, now, memory_order_relaxed);
+}
+
+static inline void count_got(struct cairn_vault *v, bool disk, uint64_t since_ns)
+{
+    struct vault_counters *c = &v->c;
+    count(disk ? &c->get_disk : &c->get_ram, 1);
+    count_took(disk ? &c->get_disk_ns : &c->get_ram_ns,
+               disk ? &c->last_get_disk_ns : &c->last_get_ram_ns, since_ns);
 }
 
 #endif

@@ -10,9 +10,8 @@
 
 static void count_hit(struct cairn_vault *v, uint64_t len, bool disk, uint64_t since_ns)
 {
-    count(disk ? &v->c.get_disk : &v->c.get_ram, 1);
     count(&v->c.get_bytes, len);
-    cairn_hist_add(disk ? &v->c.get_disk_ns : &v->c.get_ram_ns, cairn_now_ns() - since_ns);
+    count_got(v, disk, since_ns);
 }
 
 static enum cairn_cause verify_in_place(const struct cairn_vault *v, const struct slot *s,

@@ -127,8 +127,11 @@ cairn_status cairn_vault_put(struct cairn_vault *v, struct cairn_put *puts, size
     pthread_mutex_lock(&v->lock);
     group_end(v, &g);
     pthread_mutex_unlock(&v->lock);
-    if (stored)
-        cairn_hist_add(&v->c.put_ns, (cairn_now_ns() - begin) / stored);
+    if (stored) {
+        uint64_t now = cairn_now_ns();
+        cairn_hist_add(&v->c.put_ns, (now - begin) / stored);
+        atomic_store_explicit(&v->c.last_put_ns, now, memory_order_relaxed);
+    }
     if (ret_stored)
         *ret_stored = stored;
     return first;

@@ -240,8 +240,10 @@ void entry_remove(struct cairn_vault *v, uint32_t id, enum cairn_cause cause)
 {
     const struct cairn_entry *e = cairn_index_entry(v->index, id);
     entry_count(v, e, -1);
-    if (cause)
+    if (cause) {
         drops_note(v->drops, e->key, cause);
+        count(&v->c.dropped[cause], 1);
+    }
     cairn_index_remove(v->index, id);
 }
 

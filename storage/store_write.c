@@ -177,6 +177,8 @@ static void load_failed(struct cairn_vault *v, struct vault_op *op, struct slot 
 {
     s->state = SLOT_FAILED;
     s->cause = (uint8_t)op->op.cause;
+    if (op->op.cause == CAIRN_CAUSE_CHECKSUM)
+        count(&v->c.bad_disk, 1);
     uint32_t id = s->entry;
     if (id == CAIRN_ENTRY_NONE)
         return;

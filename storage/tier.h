@@ -139,6 +139,8 @@ struct cairn_tier_stats {
     _Atomic uint64_t segments_reclaimed;
     _Atomic uint64_t recovered_records, recovery_ns;
     _Atomic uint64_t segments_free, prewritten_bytes;
+    _Atomic uint64_t in_flight, quarantined; /* ios now; those of them that were given up */
+    _Atomic uint64_t last_store_ns;          /* that went well, 0: none */
     struct cairn_hist load_ns, store_ns, sync_ns;
 };
 

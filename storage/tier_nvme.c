@@ -72,7 +72,7 @@ static uint32_t queue_of(const struct cairn_tier_op *op)
 
 static void op_measure(struct cairn_nvme *t, const struct cairn_tier_op *op)
 {
-    uint64_t ns = cairn_now_ns() - (uint64_t)(uintptr_t)op->tier_private;
+    uint64_t now = cairn_now_ns(), ns = now - (uint64_t)(uintptr_t)op->tier_private;
     switch (op->kind) {
     case CAIRN_TIER_LOAD:
         nvme_count(&t->stats.loads, 1);
@@ -83,6 +83,7 @@ static void op_measure(struct cairn_nvme *t, const struct cairn_tier_op *op)
     case CAIRN_TIER_STORE:
         nvme_count(&t->stats.stores, 1);
         cairn_hist_add(&t->stats.store_ns, ns);
+        atomic_store_explicit(&t->stats.last_store_ns, now, memory_order_relaxed);
         break;
     case CAIRN_TIER_TOMBSTONE:
     case CAIRN_TIER_CLEAR:

@@ -70,6 +70,7 @@ static void went(struct cairn_breaker *b, uint32_t weight, uint64_t now_ns)
             pause_begins(b, now_ns);
     } else if (atomic_fetch_add_explicit(&b->failed, weight, memory_order_relaxed) + weight >=
                b->limits.failures) {
+        atomic_fetch_add_explicit(&b->opens, 1, memory_order_relaxed);
         pause_begins(b, now_ns);
     }
     pthread_mutex_unlock(&b->lock);

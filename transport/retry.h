@@ -28,6 +28,7 @@ struct cairn_breaker {
     uint64_t pause_ns;
     uint64_t until_ns;      /* open: no call before                                         */
     bool trial;             /* one is under way                                             */
+    _Atomic uint64_t opens; /* times that it opened                                         */
     uint64_t random;
 };
 

@@ -91,7 +91,10 @@ cairn_ram_huge_share cairn_index_entries cairn_disk_bytes cairn_disk_engine_info
 cairn_disk_direct_io cairn_disk_io_errors_total cairn_disk_lost_ios_total cairn_clients
 cairn_connections_total cairn_connections_closed_total cairn_leases_active
 cairn_oldest_lease_seconds cairn_leases_total cairn_index_recovered_chunks
-cairn_restart_ready_seconds process_cpu_seconds_total process_resident_memory_bytes
+cairn_restart_ready_seconds cairn_recovery_seconds cairn_last_success_age_seconds
+cairn_chunks_dropped_total cairn_disk_in_flight cairn_quarantined_buffers cairn_auth_failures_total
+cairn_handshake_timeouts_total cairn_protocol_errors_total
+process_cpu_seconds_total process_resident_memory_bytes
 process_open_fds process_max_fds process_start_time_seconds cairn_memlock_limit_bytes
 """.split()
 
@@ -120,7 +123,7 @@ def test_histograms_are_cumulative_and_agree_with_their_counts(disk_node):
         labels = dict(s.labels)
         bound = labels.pop("le", None)
         series.setdefault(tuple(sorted(labels.items())), []).append((s.name, bound, s.value))
-    assert (("op", "get"), ("tier", "ram")) in series and len(series) == 7
+    assert (("op", "get"), ("tier", "ram")) in series and len(series) == 8
     for labels, samples in series.items():
         buckets = [(float(b), v) for name, b, v in samples if name.endswith("_bucket")]
         assert buckets == sorted(buckets), "bounds rise, and counts with them"
@@ -138,6 +141,10 @@ def test_histograms_are_cumulative_and_agree_with_their_counts(disk_node):
 def test_a_put_a_hit_and_a_miss_move_what_they_should(disk_node):
     key, other = key_of("moves"), key_of("absent")
     before = Metrics(disk_node)
+    assert 0 < before.of("cairn_restart_ready_seconds") < 30 + STALL
+    for tier, op in (("ram", "put"), ("ram", "get"), ("disk", "get"), ("disk", "store")):
+        age = before.of("cairn_last_success_age_seconds", tier=tier, op=op)
+        assert age > before.of("cairn_restart_ready_seconds"), "none yet: since the start"
     with kv(disk_node) as c:
         assert c.put(key, value_of(key, LENGTH))[0] == 0
         assert c.fetch(key, LENGTH) == value_of(key, LENGTH)
@@ -153,6 +160,11 @@ def test_a_put_a_hit_and_a_miss_move_what_they_should(disk_node):
     assert moved(before, during, "cairn_lookup_held_chunks_total") == 1
     assert moved(before, during, "cairn_disk_ops_total", op="store") == 1
     assert moved(before, during, "cairn_bytes_total", tier="disk", op="write") >= LENGTH
+    assert moved(before, during, "cairn_latency_seconds_count", tier="ram", op="lookup") == 1
+    never = during.of("cairn_last_success_age_seconds", tier="disk", op="get")
+    for tier, op in (("ram", "put"), ("ram", "get"), ("disk", "store")):
+        assert during.of("cairn_last_success_age_seconds", tier=tier, op=op) < never
+    assert during.of("cairn_disk_in_flight") == during.of("cairn_quarantined_buffers") == 0
     assert moved(before, during, "cairn_commands_total") >= 5
     assert moved(before, during, "cairn_network_bytes_total", direction="in") > LENGTH
     assert moved(before, during, "cairn_network_bytes_total", direction="out") > LENGTH
@@ -222,6 +234,33 @@ def test_leases_show_with_their_age(node):
     assert m.of("cairn_leases_total", event="released") == 1
 
 
+def test_a_lease_that_ends_by_its_time_is_expired_and_one_of_a_client_that_went_is_lost(node):
+    key = key_of("timed")
+    with Kv(port=node.port) as c, Kv(port=node.port) as goes:
+        c.put(key, value_of(key, LENGTH))
+        assert c.lease([key], ttl=50)[0] and goes.lease([key], ttl=60_000)[0]
+        goes.close()
+        end = time.monotonic() + 20 + STALL
+        while (m := Metrics(node)).of("cairn_leases_active"):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+    assert m.of("cairn_leases_total", event="taken") == 2
+    assert m.of("cairn_leases_total", event="expired") == 1
+    assert m.of("cairn_leases_total", event="lost") == 1
+
+
+def test_why_values_went_is_counted(node):
+    keys = [key_of("went", i) for i in range(5)]
+    with kv(node) as c:
+        for key in keys:
+            assert c.put(key, value_of(key, LENGTH))[0] == 0
+        assert c.call("CAIRN.DELETE", 5000, keys[0]) == [0]
+        assert c.call("CAIRN.CLEAR", "ALL") == 4
+    m = Metrics(node)
+    assert m.of("cairn_chunks_dropped_total", reason="deleted") == 1
+    assert m.of("cairn_chunks_dropped_total", reason="cleared") == 4
+
+
 def test_damage_on_disk_is_counted_by_its_cause(disk_node):
     """One bit of the value's bytes in the log: a miss, and the checksum counter says so."""
     key = key_of("damaged")
@@ -251,7 +290,9 @@ def test_damage_on_disk_is_counted_by_its_cause(disk_node):
         why = c.call("CAIRN.WHYMISS", key)
         assert why[why.index(b"text") + 1] == b"payload bytes differ from their checksum"
     after = Metrics(disk_node)
-    assert moved(before, after, "cairn_checksum_mismatch_total") == 1
+    assert moved(before, after, "cairn_checksum_mismatch_total", tier="disk") >= 1
+    assert moved(before, after, "cairn_checksum_mismatch_total", tier="ram") == 0
+    assert moved(before, after, "cairn_chunks_dropped_total", reason="checksum") == 1
     assert moved(before, after, "cairn_get_misses_total", cause="checksum") == 1
     assert moved(before, after, "cairn_disk_read_retries_total") >= 1
     assert after.of("cairn_header_mismatch_total") == 0

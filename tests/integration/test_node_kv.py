@@ -624,7 +624,8 @@ def test_share_of_tokens(node):
     kv.lookup(keys)
     told = metrics(node)
     assert told['cairn_kv_tokens_asked_total{tenant="default"}'] == 2560
-    assert told['cairn_kv_tokens_hit_total{tenant="default"}'] == 1024
+    assert told['cairn_kv_tokens_hit_total{tenant="default",tier="ram"}'] == 1024
+    assert told['cairn_kv_tokens_hit_total{tenant="default",tier="disk"}'] == 0
 
 
 def test_stats(node):

@@ -132,7 +132,9 @@ static enum call_flow lookup_run(struct call *c)
     uint32_t tokens = c->client->shared ? c->client->shared->chunk_tokens : 0;
     atomic_fetch_add_explicit(&c->node->stats.kv_tokens_asked, (uint64_t)tokens * count,
                               memory_order_relaxed);
-    atomic_fetch_add_explicit(&c->node->stats.kv_tokens_hit, (uint64_t)tokens * held,
+    atomic_fetch_add_explicit(&c->node->stats.kv_tokens_ram, (uint64_t)tokens * resident,
+                              memory_order_relaxed);
+    atomic_fetch_add_explicit(&c->node->stats.kv_tokens_disk, (uint64_t)tokens * (held - resident),
                               memory_order_relaxed);
     cairn_out_array(c->out, 2);
     cairn_out_int(c->out, (int64_t)held);

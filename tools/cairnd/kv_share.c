@@ -154,7 +154,7 @@ static void expire(struct kv *kv)
     pthread_mutex_lock(&kv->lock);
     for (struct client_shared *s = kv->clients; s; s = s->next) {
         uint32_t ended = kv_leases_expire(&s->leases, now);
-        atomic_fetch_add(&kv->node->stats.leases_lost, ended);
+        atomic_fetch_add(&kv->node->stats.leases_expired, ended);
         left |= kv_leases_count(&s->leases, NULL) > 0;
     }
     pthread_mutex_unlock(&kv->lock);

@@ -31,11 +31,12 @@ static void gauge(struct text *t, const char *name, const char *help, double val
     metric_value(&m, NULL, value);
 }
 
-static void by_cause(struct text *t, const char *name, const char *help, const uint64_t *counts)
+static void by_cause(struct text *t, const char *name, const char *label, const char *help,
+                     const uint64_t *counts)
 {
     struct metric m = metric_begin(t, name, METRIC_COUNTER, help);
     for (int i = 1; i < CAIRN_CAUSE_COUNT; i++)
-        metric_count(&m, LABELS({"cause", cairn_cause_name((enum cairn_cause)i)}), counts[i]);
+        metric_count(&m, LABELS({label, cairn_cause_name((enum cairn_cause)i)}), counts[i]);
 }
 
 static void add_work(struct text *t, const struct cairn_vault_figures *f)
@@ -44,12 +45,13 @@ static void add_work(struct text *t, const struct cairn_vault_figures *f)
                                    "values found and verified, by the tier that had them");
     metric_count(&m, LABELS({"tier", "ram"}), f->get_ram);
     metric_count(&m, LABELS({"tier", "disk"}), f->get_disk);
-    by_cause(t, "cairn_get_misses_total", "values not found or not trusted, by cause", f->miss);
+    by_cause(t, "cairn_get_misses_total", "cause", "values not found or not trusted, by cause",
+             f->miss);
     m = metric_begin(t, "cairn_puts_total", METRIC_COUNTER, "values stored, by what was there");
     metric_count(&m, LABELS({"result", "stored"}), f->put_stored);
     metric_count(&m, LABELS({"result", "existing"}), f->put_existing);
     metric_count(&m, LABELS({"result", "replaced"}), f->put_replaced);
-    by_cause(t, "cairn_put_refused_total", "values not stored, by cause", f->refused);
+    by_cause(t, "cairn_put_refused_total", "cause", "values not stored, by cause", f->refused);
     counter(t, "cairn_deletes_total", "values deleted", f->deleted);
     counter(t, "cairn_lookups_total", "lookups of chains", f->lookups);
     counter(t, "cairn_lookup_chunks_total", "chunks asked for by lookups", f->lookup_keys);
@@ -65,7 +67,11 @@ static void add_work(struct text *t, const struct cairn_vault_figures *f)
         metric_count(&m, LABELS({"tier", "disk"}, {"op", "reinsert"}), get(&d->reinserted_bytes));
     }
     counter(t, "cairn_evicted_chunks_total", "values that left RAM for room", f->evicted);
-    counter(t, "cairn_evicted_bytes_total", "bytes that left RAM for room", f->evicted_bytes);
+    m = metric_begin(t, "cairn_evicted_bytes_total", METRIC_COUNTER,
+                     "bytes that left RAM for room");
+    metric_count(&m, LABELS({"tenant", "default"}), f->evicted_bytes);
+    by_cause(t, "cairn_chunks_dropped_total", "reason", "values held no more, by what took them",
+             f->dropped);
     counter(t, "cairn_forgotten_chunks_total", "disk copies no longer found", f->forgotten);
     counter(t, "cairn_lost_writes_total", "accepted values that left RAM unwritten",
             f->lost_writes);
@@ -120,8 +126,9 @@ static void add_requests(struct text *t, const struct node *n)
     counter(t, "cairn_kv_chunks_missed_total", "KV chunks that clients asked for in vain",
             get(&s->kv_misses));
     m = metric_begin(t, "cairn_kv_tokens_hit_total", METRIC_COUNTER,
-                     "tokens whose KV was found");
-    metric_count(&m, LABELS({"tenant", "default"}), get(&s->kv_tokens_hit));
+                     "tokens whose KV was found, by the tier that had it");
+    metric_count(&m, LABELS({"tenant", "default"}, {"tier", "ram"}), get(&s->kv_tokens_ram));
+    metric_count(&m, LABELS({"tenant", "default"}, {"tier", "disk"}), get(&s->kv_tokens_disk));
     m = metric_begin(t, "cairn_kv_tokens_asked_total", METRIC_COUNTER,
                      "tokens whose KV was asked for");
     metric_count(&m, LABELS({"tenant", "default"}), get(&s->kv_tokens_asked));
@@ -134,11 +141,12 @@ static void add_requests(struct text *t, const struct node *n)
 static void add_latency(struct text *t, const struct node *n, const struct cairn_vault_figures *f)
 {
     struct metric m = metric_begin(t, "cairn_latency_seconds", METRIC_HISTOGRAM,
-                                   "time of operations by tier: get and put of the store, load, "
-                                   "store and sync of the disk, commands of the node");
+                                   "time of operations by tier: get, put and lookup of the store, "
+                                   "load, store and sync of the disk, commands of the node");
     metric_hist(&m, LABELS({"tier", "ram"}, {"op", "get"}), f->get_ram_ns);
     metric_hist(&m, LABELS({"tier", "disk"}, {"op", "get"}), f->get_disk_ns);
     metric_hist(&m, LABELS({"tier", "ram"}, {"op", "put"}), f->put_ns);
+    metric_hist(&m, LABELS({"tier", "ram"}, {"op", "lookup"}), f->lookup_ns);
     if (f->has_disk) {
         metric_hist(&m, LABELS({"tier", "disk"}, {"op", "load"}), &f->disk_stats->load_ns);
         metric_hist(&m, LABELS({"tier", "disk"}, {"op", "store"}), &f->disk_stats->store_ns);
@@ -152,8 +160,10 @@ static void add_latency(struct text *t, const struct node *n, const struct cairn
 /* Any increase is damage that was found and answered as a miss. */
 static void add_integrity(struct text *t, const struct node *n, const struct cairn_vault_figures *f)
 {
-    counter(t, "cairn_checksum_mismatch_total", "values whose bytes differ from their checksum",
-            f->miss[CAIRN_CAUSE_CHECKSUM]);
+    struct metric m = metric_begin(t, "cairn_checksum_mismatch_total", METRIC_COUNTER,
+                                   "copies whose bytes differ from their checksum, by their tier");
+    metric_count(&m, LABELS({"tier", "ram"}), f->bad_ram);
+    metric_count(&m, LABELS({"tier", "disk"}), f->bad_disk);
     counter(t, "cairn_header_mismatch_total", "records with a damaged or misplaced header",
             f->miss[CAIRN_CAUSE_HEADER]);
     counter(t, "cairn_key_mismatch_total", "records found that hold another key",
@@ -201,6 +211,11 @@ static void add_disk(struct text *t, const struct cairn_vault_figures *f)
     metric_count(&m, LABELS({"engine", f->disk.engine}), 1);
     gauge(t, "cairn_disk_direct_io", "1 = O_DIRECT was granted", f->disk.direct);
     gauge(t, "cairn_disk_depth", "requests kept in flight", f->disk.depth);
+    gauge(t, "cairn_disk_in_flight", "requests that the device has not answered",
+          (double)get(&s->in_flight));
+    gauge(t, "cairn_quarantined_buffers",
+          "of them those given up, whose memory waits for the device: alert if it does not drain",
+          (double)get(&s->quarantined));
     m = metric_begin(t, "cairn_disk_ops_total", METRIC_COUNTER, "operations of the disk tier");
     metric_count(&m, LABELS({"op", "load"}), get(&s->loads));
     metric_count(&m, LABELS({"op", "store"}), get(&s->stores));
@@ -219,7 +234,7 @@ static void add_disk(struct text *t, const struct cairn_vault_figures *f)
           f->writes_failed);
     gauge(t, "cairn_index_recovered_chunks", "values found in the log at the start",
           (double)get(&s->recovered_records));
-    gauge(t, "cairn_restart_ready_seconds", "time the log's recovery took",
+    gauge(t, "cairn_recovery_seconds", "time the log's recovery took",
           (double)get(&s->recovery_ns) / 1e9);
 }
 
@@ -248,6 +263,12 @@ static void add_clients(struct text *t, struct node *n)
     metric_count(&m, LABELS({"reason", "output"}), get(&s->closed_output));
     metric_count(&m, LABELS({"reason", "protocol"}), get(&s->closed_protocol));
     metric_count(&m, LABELS({"reason", "memory"}), get(&s->closed_memory));
+    counter(t, "cairn_auth_failures_total", "connections refused for their user (allow-uids)",
+            get(&s->auth_failures));
+    counter(t, "cairn_handshake_timeouts_total", "connections that did not say a thing in time",
+            get(&s->closed_handshake));
+    counter(t, "cairn_protocol_errors_total", "connections that did not speak the protocol",
+            get(&s->closed_protocol));
     counter(t, "cairn_payloads_refused_total", "long arguments there was no memory for",
             get(&s->payload_refused));
 }
@@ -268,9 +289,10 @@ static void add_leases(struct text *t, struct node *n)
     gauge(t, "cairn_window_bytes", "memory of clients' windows", (double)kv.window_bytes);
     gauge(t, "cairn_prefetch_queue", "chunks that wait to be brought into RAM", kv.prefetch_keys);
     struct metric m = metric_begin(t, "cairn_leases_total", METRIC_COUNTER,
-                     "leases taken, released, and lost with their client");
+                     "leases taken, released, expired, and lost with their client");
     metric_count(&m, LABELS({"event", "taken"}), get(&s->leases_taken));
     metric_count(&m, LABELS({"event", "released"}), get(&s->leases_released));
+    metric_count(&m, LABELS({"event", "expired"}), get(&s->leases_expired));
     metric_count(&m, LABELS({"event", "lost"}), get(&s->leases_lost));
 }
 
@@ -319,6 +341,33 @@ static void add_process(struct text *t, const struct node *n)
           (double)n->started_wall_ns / 1e9);
 }
 
+/* It works, but some of what it was given it did not do. */
+static bool disk_degraded(const struct cairn_vault_figures *f)
+{
+    return f->writes_failed || get(&f->disk_stats->quarantined);
+}
+
+/* Before the first one, since the start. */
+static void add_age(const struct metric *m, const struct node *n, const char *tier, const char *op,
+                    uint64_t last_ns)
+{
+    uint64_t now = cairn_now_ns(), since = last_ns ? last_ns : n->started_ns;
+    metric_value(m, LABELS({"tier", tier}, {"op", op}),
+                 (double)(now > since ? now - since : 0) / 1e9);
+}
+
+static void add_ages(struct text *t, const struct node *n, const struct cairn_vault_figures *f)
+{
+    struct metric m = metric_begin(t, "cairn_last_success_age_seconds", METRIC_GAUGE,
+                                   "since an operation last went well, or since the start");
+    add_age(&m, n, "ram", "get", f->last_get_ram_ns);
+    add_age(&m, n, "ram", "put", f->last_put_ns);
+    if (!f->has_disk)
+        return;
+    add_age(&m, n, "disk", "get", f->last_get_disk_ns);
+    add_age(&m, n, "disk", "store", get(&f->disk_stats->last_store_ns));
+}
+
 static void add_health(struct text *t, struct node *n, const struct cairn_vault_figures *f)
 {
     struct metric m = metric_begin(t, "cairn_build_info", METRIC_GAUGE, "version and this start");
@@ -326,11 +375,16 @@ static void add_health(struct text *t, struct node *n, const struct cairn_vault_
     char why[256];
     gauge(t, "cairn_healthy", "1 = values can be stored and read, as /healthz says",
           report_health(n, why, sizeof why));
-    m = metric_begin(t, "cairn_tier_state", METRIC_GAUGE, "0 = in use, 2 = off");
+    uint64_t ready = atomic_load(&n->ready_ns);
+    gauge(t, "cairn_restart_ready_seconds", "from the start until it answered",
+          ready ? (double)(ready - n->started_ns) / 1e9 : 0);
+    add_ages(t, n, f);
+    m = metric_begin(t, "cairn_tier_state", METRIC_GAUGE,
+                     "0 = in use, 1 = some of its writes failed or hang, 2 = off");
     metric_count(&m, LABELS({"tier", "ram"}), f->closing ? 2 : 0);
     if (!f->has_disk)
         return;
-    metric_count(&m, LABELS({"tier", "disk"}), f->disk_off ? 2 : 0);
+    metric_count(&m, LABELS({"tier", "disk"}), f->disk_off ? 2 : disk_degraded(f));
     counter(t, "cairn_disk_turned_off_total", "times that repeated errors turned the disk off",
             get(&f->disk_stats->turned_off));
     counter(t, "cairn_disk_probes_total", "times that a disk which was off was tried again",

@@ -177,6 +177,7 @@ static void welcome(struct net_thread *t, int fd, bool local)
     if (local) {
         uid_t uid;
         if (cairn_sock_peer(fd, &a.pid, &uid) || !node_options_uid(&n->o, uid)) {
+            atomic_fetch_add_explicit(&n->stats.auth_failures, 1, memory_order_relaxed);
             refuse(n, fd, "-NOPERM this user may not connect; see the option allow-uids\r\n");
             return;
         }

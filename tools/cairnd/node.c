@@ -131,6 +131,7 @@ cairn_status node_start(struct node *n, char *err, size_t cap)
         st = http_start(n, err, cap);
     if (!st)
         st = net_start(n, err, cap);
+    atomic_store(&n->ready_ns, cairn_now_ns());
     if (st)
         node_stop(n);
     return st;

@@ -131,6 +131,7 @@ void call_return_room(struct call *c, const struct cairn_room *room);
 
 struct node_stats {
     _Atomic uint64_t connections, connections_refused, connections_killed;
+    _Atomic uint64_t auth_failures; /* of the refused: users that are not in allow-uids */
     /* Closed by the node: nothing said for too long, no first command in time, a request not
      * finished in time, replies not taken, a request that is none, more memory than allowed. */
     _Atomic uint64_t closed_idle, closed_handshake, closed_request, closed_output;
@@ -141,8 +142,10 @@ struct node_stats {
     _Atomic uint64_t commands, errors, slow_commands; /* slow: went to a worker */
     _Atomic uint64_t bytes_in, bytes_out;
     _Atomic uint64_t string_hits, string_misses, string_expired;
-    _Atomic uint64_t kv_hits, kv_misses, kv_tokens_hit, kv_tokens_asked;
-    _Atomic uint64_t leases_taken, leases_released, leases_lost; /* lost: with their client */
+    _Atomic uint64_t kv_hits, kv_misses, kv_tokens_asked;
+    _Atomic uint64_t kv_tokens_ram, kv_tokens_disk; /* of those asked for: held, and where */
+    /* Lost: with their client. */
+    _Atomic uint64_t leases_taken, leases_released, leases_expired, leases_lost;
     _Atomic uint64_t window_rejects;  /* bytes of a window that did not have the checks claimed */
     struct cairn_hist command_ns;     /* on the network thread or worker, without the sending   */
     struct {
@@ -165,6 +168,7 @@ struct node {
     struct kv *kv;
     struct cairn_listener tcp, local; /* fd -1 = none */
     uint64_t started_ns, started_wall_ns;
+    _Atomic uint64_t ready_ns;        /* 0: it is not yet */
     char run_id[41];                  /* 40 hexadecimal digits, another at every start */
     _Atomic bool stopping;            /* no new connections, no new commands */
     _Atomic uint64_t stop_deadline_ns;

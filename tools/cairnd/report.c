@@ -186,10 +186,11 @@ static void add_cairn(struct info *i)
     const struct cairn_vault_figures *f = &i->figures;
     number(i, "kv_hits", get(&s->kv_hits));
     number(i, "kv_misses", get(&s->kv_misses));
-    number(i, "kv_tokens_hit", get(&s->kv_tokens_hit));
+    number(i, "kv_tokens_hit", get(&s->kv_tokens_ram) + get(&s->kv_tokens_disk));
     number(i, "kv_tokens_asked", get(&s->kv_tokens_asked));
     number(i, "leases_taken", get(&s->leases_taken));
     number(i, "leases_released", get(&s->leases_released));
+    number(i, "leases_expired", get(&s->leases_expired));
     number(i, "leases_lost", get(&s->leases_lost));
     number(i, "window_rejects", get(&s->window_rejects));
     number(i, "chunks", cairn_vault_space_count(i->node->vault, 0));

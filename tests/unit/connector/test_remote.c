@@ -287,6 +287,7 @@ Test(remote, a_killed_node_is_a_fast_miss_until_it_is_back)
     node_end(&node, SIGKILL);
     cr_assert_leq(calls_without_node(500 * MS), 50);
     cr_assert_gt(stat_number("\"refused\":"), 100);
+    cr_assert_geq(stat_number("\"breaker_opens\":"), 1);
     cr_assert(node_start(&node));
     wait_for_node();
     cr_assert_eq(get_within(1, 1000, PATIENCE), CAIRN_MISS, "the node lost its memory");

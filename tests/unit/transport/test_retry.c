@@ -56,6 +56,7 @@ Test(retry, one_trial_at_a_time)
     cr_assert(cairn_breaker_may(&b, 160 * MS) && cairn_breaker_may(&b, 160 * MS));
     fail(3, 160 * MS);
     cr_assert_leq(cairn_breaker_wait(&b, 160 * MS), 100 * MS, "pauses begin anew");
+    cr_assert_eq(b.opens, 2);
     cairn_breaker_close(&b);
 }
 
