@@ -53,6 +53,7 @@ void node_prepare(struct test_node *n, bool tcp, const char *options)
     for (char *o = strsep(&rest, "&"); o; o = strsep(&rest, "&"))
         if (o[0])
             argument(n, o, "");
+    leftovers_begin(&n->left, n->socket, n->log);
 }
 
 static void run(const struct test_node *n)
@@ -149,6 +150,5 @@ void node_go_on(struct test_node *n)
 void node_finish(struct test_node *n)
 {
     node_end(n, SIGKILL);
-    unlink(n->socket);
-    unlink(n->log);
+    leftovers_end(&n->left);
 }

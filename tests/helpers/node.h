@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <sys/types.h>
 
+#include "tests/helpers/leftovers.h"
+
 #define NODE_ARGUMENTS_MAX 24
 
 struct test_node {
@@ -12,6 +14,7 @@ struct test_node {
     char socket[64];
     int port;           /* 0: no TCP       */
     char log[80];       /* what it says    */
+    struct leftovers left;
     char arguments[NODE_ARGUMENTS_MAX][128];
     int argument_count;
 };

@@ -19,6 +19,7 @@
 
 static char store_path[64], store_uri[256];
 static cairn_store *store;
+static struct leftovers store_left;
 static struct test_node node;
 
 static inline const char *store_kind(void)
@@ -77,6 +78,7 @@ static void store_open(const char *options)
         cr_assert_geq(fd, 0);
         close(fd);
         unlink(store_path);
+        leftovers_begin(&store_left, store_path, NULL);
     }
     if (store_remote()) {
         open_node(options);
@@ -99,8 +101,8 @@ static void store_stop(void)
 static void store_end(void)
 {
     store_stop();
-    if (store_path[0])
-        unlink(store_path);
+    leftovers_end(&store_left);
+    store_path[0] = '\0';
 }
 
 static struct cairn_key key_of(uint64_t id)

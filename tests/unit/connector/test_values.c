@@ -191,7 +191,6 @@ Test(disk, a_damaged_ram_copy_is_read_again_from_disk)
 {
     embedded_only();
     store_end();
-    store_path[0] = '\0';
     store_open("disk=64MiB&prewrite=no&verify=always");
     cr_assert_eq(put_id(1, MIB), CAIRN_OK);
     cr_assert_eq(cairn_flush(store, PATIENCE), CAIRN_OK);
@@ -279,7 +278,6 @@ Test(values, keys_that_differ_in_one_half_only_are_different_keys)
 Test(disk, on_evict_loses_nothing_it_accepted)
 {
     store_end();
-    store_path[0] = '\0';
     store_open("disk=256MiB&prewrite=no&write=on-evict");
     bool stored[600];
     size_t count = 0;

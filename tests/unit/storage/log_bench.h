@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "storage/ioq_fault.h"
+#include "tests/helpers/leftovers.h"
 #include "tests/helpers/log_host.h"
 #include "tests/helpers/seed.h"
 #include "tests/sim/ioq_sim.h"
@@ -23,16 +24,18 @@
 #define DISK (32 * MIB) /* 32 segments of 1 MiB */
 
 static char path[128];
+static struct leftovers path_left;
 
 static inline void path_make(void)
 {
-    snprintf(path, sizeof path, "/var/tmp/cairn-test-log-%d", (int)getpid());
+    snprintf(path, sizeof path, "log-%d", (int)getpid());
     unlink(path);
+    leftovers_begin(&path_left, path, NULL);
 }
 
 static inline void path_remove(void)
 {
-    unlink(path);
+    leftovers_end(&path_left);
 }
 
 static const char *const engines[] __attribute__((unused)) = {"uring", "pool"};
