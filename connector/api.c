@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/move.h"
 #include "base/types.h"
 #include "connector/handle.h"
 
@@ -119,7 +120,13 @@ cairn_status cairn_put(cairn_store *s, struct cairn_put *puts, size_t count, uin
             puts[i].status = CAIRN_STATE;
         return CAIRN_STATE;
     }
-    return s->backend->ops->put(s->backend, puts, count, cairn_deadline_ns(timeout_ns));
+    struct cairn_order order = {.count = 0};
+    cairn_order_add_puts(&order, puts, count);
+    const struct cairn_order *before = cairn_order_enter(&order);
+    cairn_status st = s->backend->ops->put(s->backend, puts, count, cairn_deadline_ns(timeout_ns));
+    cairn_order_enter(before);
+    cairn_order_end(&order);
+    return st;
 }
 
 cairn_status cairn_get(cairn_store *s, struct cairn_get *gets, size_t count, uint64_t timeout_ns,
@@ -132,7 +139,14 @@ cairn_status cairn_get(cairn_store *s, struct cairn_get *gets, size_t count, uin
             gets[i].status = CAIRN_STATE;
         return CAIRN_STATE;
     }
-    return s->backend->ops->get(s->backend, gets, count, cairn_deadline_ns(timeout_ns), ret_hits);
+    struct cairn_order order = {.count = 0};
+    cairn_order_add_gets(&order, gets, count);
+    const struct cairn_order *before = cairn_order_enter(&order);
+    cairn_status st = s->backend->ops->get(s->backend, gets, count, cairn_deadline_ns(timeout_ns),
+                                           ret_hits);
+    cairn_order_enter(before);
+    cairn_order_end(&order);
+    return st;
 }
 
 size_t cairn_lookup(cairn_store *s, const struct cairn_key *keys, size_t count)

@@ -72,6 +72,7 @@ struct cairn_iov {
 /* What kind of memory a scatter/gather list points into. */
 enum cairn_mem {
     CAIRN_MEM_HOST = 0,
+    CAIRN_MEM_CUDA = 1, /* device pointers of one GPU, of any CUDA context that is alive */
 };
 
 /* A value as the caller holds it: runs of memory in value order. Borrowed for the call. */
@@ -79,6 +80,11 @@ struct cairn_sgl {
     const struct cairn_iov *iov;
     uint32_t count;
     uint32_t mem; /* enum cairn_mem */
+    /* CAIRN_MEM_CUDA: the CUstream that the caller uses the memory on (NULL: the default stream).
+     * Its bytes are read or overwritten once what was queued there before the call is done, and the
+     * call's end is the end of every copy: what is queued after that sees the new bytes. A stream
+     * that is being captured is refused (a miss, cause "device"). */
+    void *stream;
 };
 
 /* One part of an identity. Known names (chunking/README.md lists them: model, weights, tokenizer,

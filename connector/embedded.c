@@ -22,6 +22,8 @@ static cairn_status embedded_open(const char *uri, struct cairn_backend **ret, c
         return CAIRN_NOMEM;
     }
     cairn_status st = cairn_uri_parse(uri, &e->uri, err, err_cap);
+    if (!st)
+        st = cairn_cuda_option(e->uri.cuda, err, err_cap);
     if (!st) {
         cairn_copy_init();
         st = cairn_vault_open(&e->uri.vault, &e->vault, err, err_cap);

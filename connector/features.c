@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/copy.h"
+#include "base/cuda_config.h"
 #include "base/hash.h"
 #include "base/mem.h"
 #include "storage/ioq.h"
@@ -254,6 +255,13 @@ static void emit_path(struct text *t, const char *path)
     emit(t, "}");
 }
 
+static void emit_gpu(struct text *t)
+{
+    char found[8192];
+    size_t len = cairn_cuda_describe(found, sizeof found);
+    emit(t, "\"cuda\": %s", len < sizeof found ? found : "null");
+}
+
 size_t cairn_features(const char *path, char *out, size_t cap)
 {
     struct text t = {.out = out, .cap = cap};
@@ -267,6 +275,8 @@ size_t cairn_features(const char *path, char *out, size_t cap)
     emit_bytes_paths(&t);
     emit(&t, ", ");
     emit_io(&t);
+    emit(&t, ", ");
+    emit_gpu(&t);
     if (path) {
         emit(&t, ", ");
         emit_path(&t, path);

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/move.h"
 #include "base/types.h"
 #include "connector/handle.h"
 
@@ -29,6 +30,7 @@ struct job {
     uint64_t part_bytes;   /* of a part, its last key included */
     uint32_t running;      /* parts that a thread has          */
     uint64_t deadline_ns;
+    struct cairn_order order; /* of the caller's streams when it was submitted */
     struct cairn_completion result;
 };
 
@@ -133,12 +135,14 @@ static struct cairn_completion run(struct cairn_backend *b, const struct part *t
 {
     const struct job *j = t->job;
     struct cairn_completion done = {.hits = 0};
+    cairn_order_enter(&j->order);
     if (j->kind == JOB_GET) {
         done.status = b->ops->get(b, j->gets + t->first, t->count, j->deadline_ns, &done.hits);
     } else {
         done.status = b->ops->put(b, j->puts + t->first, t->count, j->deadline_ns);
         done.hits = stored(j->puts + t->first, t->count);
     }
+    cairn_order_enter(NULL);
     return done;
 }
 
@@ -161,6 +165,7 @@ static bool settle(struct cairn_pool *p, const struct part *t, const struct cair
 static void complete(struct job *j)
 {
     struct cairn_queue *q = j->queue;
+    cairn_order_end(&j->order);
     pthread_mutex_lock(&q->lock);
     push(&q->done, j);
     q->running--;
@@ -323,6 +328,10 @@ static bool prepare(cairn_queue *q, struct job job, void *tag, struct job_list *
     j->queue = q;
     j->result.tag = tag;
     j->part_bytes = part_bytes(q->store->pool, j);
+    if (j->kind == JOB_GET)
+        cairn_order_add_gets(&j->order, j->gets, j->count);
+    else
+        cairn_order_add_puts(&j->order, j->puts, j->count);
     push(ready, j);
     return true;
 }

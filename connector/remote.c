@@ -69,6 +69,8 @@ static cairn_status remote_open(const char *uri, struct cairn_backend **ret, cha
     if (!r)
         return CAIRN_NOMEM;
     cairn_status st = remote_uri_parse(uri, &r->o, err, cap);
+    if (!st)
+        st = cairn_cuda_option(r->o.cuda, err, cap);
     if (st) {
         free(r);
         return st;

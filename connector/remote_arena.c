@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/move.h"
 
 #define HUGE_PAGE (2u * 1024u * 1024u)
 
@@ -70,6 +71,7 @@ struct remote_arena *remote_arena_get(struct remote_arenas *all, int fd, uint64_
             a->inode = st.st_ino;
             a->next = all->list;
             all->list = a;
+            cairn_memory_offer((void *)(uintptr_t)a->base, a->len, false);
         } else {
             free(a);
             a = NULL;
@@ -104,6 +106,7 @@ void remote_arena_put(struct remote_arenas *all, struct remote_arena *a)
     }
     pthread_mutex_unlock(&all->lock);
     if (last) {
+        cairn_memory_withdraw((void *)(uintptr_t)a->base);
         munmap((void *)(uintptr_t)a->base, a->len);
         free(a);
     }
@@ -112,7 +115,17 @@ void remote_arena_put(struct remote_arenas *all, struct remote_arena *a)
 char *remote_window_map(int fd, uint64_t len)
 {
     struct stat st;
-    return fixed_size(fd, len, &st) ? map_aligned(fd, (size_t)len, PROT_READ | PROT_WRITE) : NULL;
+    char *window = fixed_size(fd, len, &st) ? map_aligned(fd, (size_t)len, PROT_READ | PROT_WRITE)
+                                            : NULL;
+    if (window)
+        cairn_memory_offer(window, (size_t)len, true);
+    return window;
+}
+
+void remote_window_unmap(char *window, size_t len)
+{
+    cairn_memory_withdraw(window);
+    munmap(window, len);
 }
 
 /* Does the view lie in the arena, with its header before it? */

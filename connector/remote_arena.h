@@ -34,6 +34,7 @@ void remote_arena_put(struct remote_arenas *all, struct remote_arena *a); /* NUL
 
 /* Maps a client's window for writing; NULL if it is not one. */
 char *remote_window_map(int fd, uint64_t len);
+void remote_window_unmap(char *window, size_t len);
 
 /* Copies the header of a leased record out and compares it with the view and with what was asked
  * for: from then on `ret` holds true checks of the value's pieces, whatever happens to the arena.

@@ -558,7 +558,7 @@ void conn_close(struct remote_conn *c, bool socket_too)
     if (socket_too)
         conn_close_socket(c->fd);
     if (c->window)
-        munmap(c->window, c->window_len);
+        remote_window_unmap(c->window, c->window_len);
     remote_arena_put(c->arenas, c->arena);
     cairn_reply_close(&c->in);
     free(c->scratch);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/copy.h"
+#include "base/move.h"
 #include "connector/remote.h"
 
 #define CHUNK_KEYS 64u
@@ -105,8 +106,16 @@ static void ask_lease(struct remote_conn *c, const struct get_call *call, struct
     conn_bytes(c, keys, k->count * sizeof(struct cairn_key));
 }
 
+static enum cairn_cause move_cause(cairn_status st)
+{
+    return st == CAIRN_OK        ? CAIRN_CAUSE_NONE
+           : st == CAIRN_CORRUPT ? CAIRN_CAUSE_CHECKSUM
+           : st == CAIRN_TIMEOUT ? CAIRN_CAUSE_DEADLINE
+                                 : CAIRN_CAUSE_DEVICE;
+}
+
 static enum cairn_cause copy_out(const struct remote_arena *a, const struct cairn_wire_view *v,
-                                 const struct cairn_get *g)
+                                 const struct cairn_get *g, uint64_t deadline_ns)
 {
     struct cairn_record_body_disk header;
     size_t len = cairn_sgl_bytes(&g->out), off = g->flags & CAIRN_GET_RANGE ? g->offset : 0;
@@ -117,11 +126,10 @@ static enum cairn_cause copy_out(const struct remote_arena *a, const struct cair
     if (!fits)
         return CAIRN_CAUSE_LENGTH;
     /* A second look tells a damaged value from a read that went wrong on the way. */
-    for (int tries = 0; tries < 2; tries++)
-        if (cairn_copy_scatter_verify(&g->out, a->base + v->offset, v->len, off, len,
-                                      header.piece_check) < 0)
-            return CAIRN_CAUSE_NONE;
-    return CAIRN_CAUSE_CHECKSUM;
+    for (int tries = 0; tries < 2 && (tries == 0 || cause == CAIRN_CAUSE_CHECKSUM); tries++)
+        cause = move_cause(cairn_move_out(&g->out, 0, a->base + v->offset, v->len, off, len,
+                                          header.piece_check, deadline_ns));
+    return cause;
 }
 
 /* Settles what the leases cover. A part that is not held whole is the last: behind a hole there is
@@ -146,7 +154,8 @@ static cairn_status get_in_place(struct remote_conn *c, struct get_call *call)
             return st;
         for (uint32_t i = 0; i < held; i++)
             settle_checked(call, &call->gets[now.first + i],
-                           copy_out(c->arena, &views[i], &call->gets[now.first + i]));
+                           copy_out(c->arena, &views[i], &call->gets[now.first + i],
+                                    c->deadline_ns));
         if (lease)
             conn_release(c, lease);
         whole = whole && held == now.count;
@@ -207,23 +216,42 @@ uint64_t remote_piece_hash(struct remote_conn *c, const struct cairn_sgl *list, 
     return cairn_hash64(c->scratch, len);
 }
 
-/* Receives the value piece by piece, each hashed while it is warm. */
-static cairn_status receive(struct remote_conn *c, struct cairn_get *g, size_t len,
-                            const uint8_t *checks, bool *ret_good)
+static cairn_status receive_piece(struct remote_conn *c, const struct cairn_sgl *list, size_t at,
+                                  size_t len)
 {
-    *ret_good = true;
+    for (size_t done = 0, got; done < len; done += got) {
+        struct iovec iov[RUNS];
+        uint32_t n = remote_runs(list, at + done, len - done, iov, RUNS, &got);
+        cairn_status st = conn_string_part(c, iov, n);
+        if (st)
+            return st;
+    }
+    return CAIRN_OK;
+}
+
+/* Receives the value piece by piece, each hashed while it is warm. A socket cannot write to a
+ * device: such pieces are moved there from this process's memory once they are known to be good. */
+static cairn_status receive(struct remote_conn *c, struct cairn_get *g, size_t len,
+                            const uint8_t *checks, enum cairn_cause *ret_cause)
+{
+    const struct cairn_iov scratch = {c->scratch, CAIRN_PIECE_BYTES};
+    const struct cairn_sgl piece_list = {.iov = &scratch, .count = 1};
+    bool host = g->out.mem == CAIRN_MEM_HOST;
+    *ret_cause = CAIRN_CAUSE_NONE;
     for (size_t at = 0; at < len;) {
         size_t piece = len - at < CAIRN_PIECE_BYTES ? len - at : CAIRN_PIECE_BYTES;
-        for (size_t done = 0, got; done < piece; done += got) {
-            struct iovec iov[RUNS];
-            uint32_t n = remote_runs(&g->out, at + done, piece - done, iov, RUNS, &got);
-            cairn_status st = conn_string_part(c, iov, n);
-            if (st)
-                return st;
-        }
+        const struct cairn_sgl *list = host ? &g->out : &piece_list;
+        cairn_status st = receive_piece(c, list, host ? at : 0, piece);
+        if (st)
+            return st;
         uint64_t want;
         memcpy(&want, checks + at / CAIRN_PIECE_BYTES * sizeof want, sizeof want);
-        *ret_good = *ret_good && remote_piece_hash(c, &g->out, at, piece) == want;
+        if (*ret_cause == CAIRN_CAUSE_NONE &&
+            remote_piece_hash(c, list, host ? at : 0, piece) != want)
+            *ret_cause = CAIRN_CAUSE_CHECKSUM;
+        if (*ret_cause == CAIRN_CAUSE_NONE && !host)
+            *ret_cause = move_cause(cairn_move_out(&g->out, at, c->scratch, piece, 0, piece, NULL,
+                                                   c->deadline_ns));
         at += piece;
     }
     return CAIRN_OK;
@@ -236,7 +264,7 @@ static cairn_status read_value(struct remote_conn *c, struct get_call *call,
     struct cairn_wire_value head;
     uint64_t parts, head_len, len;
     size_t want = cairn_sgl_bytes(&g->out);
-    bool good;
+    enum cairn_cause cause;
 
     cairn_status st = conn_array(c, &parts);
     if (!st)
@@ -255,10 +283,10 @@ static cairn_status read_value(struct remote_conn *c, struct get_call *call,
     if (len != want || head.len != want ||
         head_len != sizeof head + cairn_piece_count(want) * sizeof(uint64_t))
         return CAIRN_CORRUPT;
-    st = receive(c, g, want, bytes + sizeof head, &good);
+    st = receive(c, g, want, bytes + sizeof head, &cause);
     if (st)
         return st;
-    settle_checked(call, g, good ? CAIRN_CAUSE_NONE : CAIRN_CAUSE_CHECKSUM);
+    settle_checked(call, g, cause);
     return CAIRN_OK;
 }
 
@@ -313,7 +341,7 @@ static bool impossible(const struct cairn_get *g)
 {
     static const struct cairn_key none;
     size_t len = cairn_sgl_bytes(&g->out);
-    return len == 0 || len > CAIRN_VALUE_MAX || g->out.mem != CAIRN_MEM_HOST ||
+    return len == 0 || len > CAIRN_VALUE_MAX || !cairn_sgl_known(&g->out) ||
            ((g->flags & CAIRN_GET_RANGE) && g->offset > CAIRN_VALUE_MAX - len) ||
            memcmp(&g->key, &none, sizeof none) == 0;
 }

@@ -281,7 +281,7 @@ static cairn_status view_copied(struct remote *r, struct remote_view *v, const v
         if (!memory)
             return CAIRN_NOSPACE;
         struct cairn_iov iov = {memory, v->at.len};
-        struct cairn_get get = {.key = v->key, .out = {&iov, 1, CAIRN_MEM_HOST}};
+        struct cairn_get get = {.key = v->key, .out = {.iov = &iov, .count = 1}};
         cairn_status st = remote_get(&r->base, &get, 1, remote_patience(r), NULL);
         if (st) {
             copy_free(r, v, memory);

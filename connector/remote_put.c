@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/copy.h"
+#include "base/move.h"
 #include "connector/remote.h"
 #include "transport/sock.h"
 
@@ -112,17 +113,80 @@ static uint64_t command(struct remote_conn *c, const struct cairn_put *p, uint64
     return ticket;
 }
 
+/* The caller's memory could not be read: nothing of the value is sent. */
+static void unread(struct cairn_put *p, cairn_status st)
+{
+    p->status = st == CAIRN_TIMEOUT ? CAIRN_TIMEOUT : CAIRN_IO;
+    p->cause = st == CAIRN_TIMEOUT ? CAIRN_CAUSE_DEADLINE : CAIRN_CAUSE_DEVICE;
+}
+
 static cairn_status send_window(struct put_run *run, struct cairn_put *p, size_t len,
                                 struct flight *f)
 {
     uint64_t checks[CAIRN_PIECES_MAX];
+    struct remote_conn *c = run->c;
     cairn_status st = room(run, len, &f->start);
     if (st)
         return st;
-    cairn_copy_gather_hash(run->c->window + f->start, &p->value, len, checks);
-    f->ticket = command(run->c, p, len, &f->start, checks);
-    conn_ref(run->c, NULL, 0);
-    return conn_flush(run->c);
+    st = cairn_move_in(c->window + f->start, &p->value, 0, len, checks, c->deadline_ns);
+    if (st) {
+        unread(p, st);
+        /* Of a device that hangs the window is lost, and the connection with it. */
+        return st == CAIRN_STATE ? CAIRN_IO : CAIRN_OK;
+    }
+    f->ticket = command(c, p, len, &f->start, checks);
+    conn_ref(c, NULL, 0);
+    return conn_flush(c);
+}
+
+static size_t piece_len(size_t len, size_t at)
+{
+    return len - at < CAIRN_PIECE_BYTES ? len - at : CAIRN_PIECE_BYTES;
+}
+
+static cairn_status value_checks(struct remote_conn *c, const struct cairn_sgl *value, size_t len,
+                                 uint64_t *checks)
+{
+    for (size_t at = 0; at < len; at += CAIRN_PIECE_BYTES) {
+        uint64_t *check = &checks[at / CAIRN_PIECE_BYTES];
+        size_t piece = piece_len(len, at);
+        cairn_status st = CAIRN_OK;
+        if (value->mem == CAIRN_MEM_HOST)
+            *check = remote_piece_hash(c, value, at, piece);
+        else if (!(st = cairn_move_in(c->scratch, value, at, piece, NULL, c->deadline_ns)))
+            *check = cairn_hash64(c->scratch, piece);
+        if (st)
+            return st;
+    }
+    return CAIRN_OK;
+}
+
+static cairn_status send_host_value(struct remote_conn *c, const struct cairn_sgl *value,
+                                    size_t len)
+{
+    for (size_t at = 0, got; at < len; at += got) {
+        struct iovec iov[RUNS];
+        uint32_t n = remote_runs(value, at, len - at, iov, RUNS, &got);
+        for (uint32_t i = 0; i < n; i++)
+            conn_part(c, iov[i].iov_base, iov[i].iov_len);
+    }
+    return CAIRN_OK;
+}
+
+/* A piece at a time, through this process's memory. The node compares with the checks. */
+static cairn_status send_device_value(struct remote_conn *c, const struct cairn_sgl *value,
+                                      size_t len)
+{
+    for (size_t at = 0; at < len; at += CAIRN_PIECE_BYTES) {
+        size_t piece = piece_len(len, at);
+        cairn_status st = cairn_move_in(c->scratch, value, at, piece, NULL, c->deadline_ns);
+        if (st)
+            return CAIRN_IO; /* half a value: the connection is of no use any more */
+        conn_part(c, c->scratch, piece);
+        if ((st = conn_flush(c)))
+            return st;
+    }
+    return CAIRN_OK;
 }
 
 static cairn_status send_bytes(struct put_run *run, struct cairn_put *p, size_t len,
@@ -131,17 +195,17 @@ static cairn_status send_bytes(struct put_run *run, struct cairn_put *p, size_t 
     uint64_t checks[CAIRN_PIECES_MAX];
     struct remote_conn *c = run->c;
     f->start = run->head; /* takes nothing of the window */
-    for (size_t at = 0; at < len; at += CAIRN_PIECE_BYTES)
-        checks[at / CAIRN_PIECE_BYTES] = remote_piece_hash(
-            c, &p->value, at, len - at < CAIRN_PIECE_BYTES ? len - at : CAIRN_PIECE_BYTES);
+    cairn_status st = value_checks(c, &p->value, len, checks);
+    if (st) {
+        unread(p, st);
+        return CAIRN_OK;
+    }
     f->ticket = command(c, p, len, NULL, checks);
     conn_part_head(c, len);
-    for (size_t at = 0, got; at < len; at += got) {
-        struct iovec iov[RUNS];
-        uint32_t n = remote_runs(&p->value, at, len - at, iov, RUNS, &got);
-        for (uint32_t i = 0; i < n; i++)
-            conn_part(c, iov[i].iov_base, iov[i].iov_len);
-    }
+    st = p->value.mem == CAIRN_MEM_HOST ? send_host_value(c, &p->value, len)
+                                        : send_device_value(c, &p->value, len);
+    if (st)
+        return st;
     conn_part_end(c);
     return conn_flush(c);
 }
@@ -176,7 +240,7 @@ static cairn_status put_over(struct remote *r, struct remote_conn *c, void *arg)
             st = c->window && len <= c->window_len / ALIGN * ALIGN ? send_window(&run, p, len, &f)
                                                                    : send_bytes(&run, p, len, &f);
         /* What could not be sent whole was not done, and may be sent again. */
-        if (!st)
+        if (!st && open_still(p))
             run.flights[(run.first + run.count++) % FLIGHTS] = f;
     }
     while (run.count && !st)
@@ -193,7 +257,7 @@ static cairn_status refusal(struct remote *r, const struct cairn_put *p, int32_t
     size_t len = cairn_sgl_bytes(&p->value);
     *ret_cause = CAIRN_CAUSE_BAD_KEY;
     if (len == 0 || memcmp(&p->key, &none, sizeof none) == 0 || p->side_len > CAIRN_SIDE_MAX ||
-        (p->side_len && !p->side) || p->value.mem != CAIRN_MEM_HOST)
+        (p->side_len && !p->side) || !cairn_sgl_known(&p->value))
         return CAIRN_INVAL;
     uint64_t max = atomic_load_explicit(&r->value_max, memory_order_relaxed);
     /* What no node takes has no room for its checks either. */

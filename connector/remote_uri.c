@@ -31,6 +31,8 @@ const struct cairn_opt remote_option_table[] = {
      .help = "whose values"},
     {.name = "workers", .type = CAIRN_OPT_COUNT, .def = "2", .min = 1, .max = 64,
      .offset = AT(workers), .help = "threads for submitted (asynchronous) calls"},
+    {.name = "cuda", .type = CAIRN_OPT_STRING, .def = "auto", .max = CAIRN_CUDA_PATH_MAX,
+     .offset = AT(cuda), .help = CAIRN_CUDA_OPTION_HELP},
     {.name = NULL},
 };
 

@@ -2,6 +2,7 @@
 #ifndef CAIRN_CONNECTOR_REMOTE_URI_H
 #define CAIRN_CONNECTOR_REMOTE_URI_H
 
+#include "base/cuda_config.h"
 #include "base/options.h"
 #include "transport/addr.h"
 
@@ -16,6 +17,7 @@ struct remote_options {
     bool attach;
     bool lazy;
     char tenant[64];
+    char cuda[CAIRN_CUDA_PATH_MAX];
 };
 
 extern const struct cairn_opt remote_option_table[];

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/clock.h"
+#include "base/cuda_config.h"
 #include "connector/remote_uri.h"
 
 #define LOG_NAME "cairn.log"
@@ -16,6 +17,7 @@ struct raw {
     uint64_t ram, disk, entries, lock_wait, io_deadline, errors_max, probe, reinsert, workers;
     uint32_t write, verify, policy, engine;
     bool prewrite;
+    char cuda[CAIRN_CUDA_PATH_MAX];
 };
 
 static const char *const write_names[] = {"through", "on-evict", "none", NULL};
@@ -61,6 +63,8 @@ const struct cairn_opt cairn_uri_options[] = {
      .help = "write a new log once end to end in the background: later writes are 1.6x faster"},
     {.name = "workers", .type = CAIRN_OPT_COUNT, .def = "2", .min = 1, .max = 64,
      .offset = AT(workers), .help = "threads for submitted (asynchronous) calls"},
+    {.name = "cuda", .type = CAIRN_OPT_STRING, .def = "auto", .max = CAIRN_CUDA_PATH_MAX,
+     .offset = AT(cuda), .help = CAIRN_CUDA_OPTION_HELP},
     {.name = NULL},
 };
 
@@ -196,6 +200,7 @@ cairn_status cairn_uri_parse(const char *uri, struct cairn_uri *u, char *err, si
         return bad(err, cap, "'%s': disk= without a path for the log; write embedded:///path?...",
                    uri);
     u->workers = r.workers;
+    memcpy(u->cuda, r.cuda, sizeof u->cuda);
     u->vault = (struct cairn_vault_opts){
         .ram_bytes = r.ram,
         .disk_bytes = u->path[0] ? r.disk : 0,

@@ -2,6 +2,7 @@
 #ifndef CAIRN_CONNECTOR_URI_H
 #define CAIRN_CONNECTOR_URI_H
 
+#include "base/cuda_config.h"
 #include "base/options.h"
 #include "storage/store.h"
 
@@ -10,6 +11,7 @@ struct cairn_uri {
     struct cairn_vault_opts vault;
     char path[4096];
     uint64_t workers;
+    char cuda[CAIRN_CUDA_PATH_MAX];
 };
 
 /* The options of a URI. */

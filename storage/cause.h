@@ -27,7 +27,8 @@
     X(DELETED, "deleted", "deleted by request") \
     X(CLEARED, "cleared", "its space was cleared") \
     X(NODE, "node", "the node that has it cannot be reached") \
-    X(SPACE, "space", "another namespace holds the key")
+    X(SPACE, "space", "another namespace holds the key") \
+    X(DEVICE, "device", "the accelerator's memory could not be read or written")
 
 enum cairn_cause {
 #define CAIRN_CAUSE_ENUM(id, name, text) CAIRN_CAUSE_##id,

@@ -5,6 +5,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/move.h"
 #include "base/options.h"
 #include "storage/store_internal.h"
 
@@ -205,6 +206,7 @@ cairn_status cairn_vault_open(const struct cairn_vault_opts *o, struct cairn_vau
         st = open_tier(v, err, err_cap);
     if (!st) {
         char size[32];
+        cairn_memory_offer(v->arena.base, v->arena.len, true);
         cairn_log(CAIRN_LOG_INFO, "store open: the largest value that fits is %s",
                   cairn_format_size(v->value_max, size, sizeof size));
         *ret = v;
@@ -229,6 +231,8 @@ void cairn_vault_close(struct cairn_vault *v)
         unmap = v->tier->ops->close(v->tier);
     }
     free_tables(v);
+    if (v->arena.base)
+        cairn_memory_withdraw(v->arena.base);
     /* A device that never answered may still write into the arena: then it stays mapped. */
     if (unmap)
         cairn_mapping_close(&v->arena);

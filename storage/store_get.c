@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/copy.h"
+#include "base/move.h"
 #include "storage/store_internal.h"
 
 /* One key of a get between admission and the end of its copy. Holds a pin on `slot`. */
@@ -288,23 +288,23 @@ enum cairn_cause slot_check(const struct cairn_record_body_disk *b, const struct
     return CAIRN_CAUSE_NONE;
 }
 
-/* Copies bytes [from, end) of what is asked for out. False: a piece of the value is bad. */
-static bool copy_part(const struct cairn_get *g, const struct cairn_record_disk *r, bool verify,
-                      size_t from, size_t end)
+/* Moves bytes [from, end) of what is asked for out. */
+static enum cairn_cause copy_part(const struct cairn_get *g, const struct cairn_record_disk *r,
+                                  bool verify, size_t from, size_t end, uint64_t deadline_ns)
 {
-    const uint64_t *checks = r->body.piece_check;
     const char *value = (const char *)r + CAIRN_BLOCK;
-    bool range = g->flags & CAIRN_GET_RANGE;
-    if (!verify) {
-        cairn_copy_scatter(&g->out, from, value + (range ? g->offset : 0) + from, end - from);
-        return true;
+    size_t off = (g->flags & CAIRN_GET_RANGE ? g->offset : 0) + from;
+    switch (cairn_move_out(&g->out, from, value, r->body.value_len, off, end - from,
+                           verify ? r->body.piece_check : NULL, deadline_ns)) {
+    case CAIRN_OK:
+        return CAIRN_CAUSE_NONE;
+    case CAIRN_CORRUPT:
+        return CAIRN_CAUSE_CHECKSUM;
+    case CAIRN_TIMEOUT:
+        return CAIRN_CAUSE_DEADLINE;
+    default:
+        return CAIRN_CAUSE_DEVICE;
     }
-    /* A range is copied in one go: from is 0. */
-    int bad = range ? cairn_copy_scatter_verify(&g->out, value, r->body.value_len, g->offset, end,
-                                                checks)
-                    : cairn_copy_scatter_verify_part(&g->out, value, r->body.value_len, from,
-                                                     end - from, checks);
-    return bad < 0;
 }
 
 /* Waits for a value that is being read and copies its first bytes out meanwhile, as far as they
@@ -324,7 +324,7 @@ static enum cairn_cause wait_copying(struct get_run *r, const struct flight *f,
             return cause;
         }
         if (slot_check(&image->body, s, &g->key, g->fingerprint, false) == CAIRN_CAUSE_NONE &&
-            copy_part(g, image, f->verify, copied, loaded))
+            copy_part(g, image, f->verify, copied, loaded, r->deadline_ns) == CAIRN_CAUSE_NONE)
             copied = loaded;
         else
             loaded = UINT32_MAX; /* copy_out says what is wrong */
@@ -333,7 +333,8 @@ static enum cairn_cause wait_copying(struct get_run *r, const struct flight *f,
 
 /* Copies a pinned value out from `copied` on, verifying what must be. */
 static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot *s,
-                                 const struct cairn_get *g, bool verify, uint32_t copied)
+                                 const struct cairn_get *g, bool verify, uint32_t copied,
+                                 uint64_t deadline_ns)
 {
     const struct cairn_record_disk *r = slot_image(v, s);
     size_t len = cairn_sgl_bytes(&g->out), off = g->offset;
@@ -343,13 +344,12 @@ static enum cairn_cause copy_out(const struct cairn_vault *v, const struct slot 
     bool fits = g->flags & CAIRN_GET_RANGE
                     ? off <= s->value_len && len <= s->value_len - off && len > 0
                     : len == s->value_len;
-    if (!fits || g->out.mem != CAIRN_MEM_HOST)
+    if (!fits || !cairn_sgl_known(&g->out))
         return CAIRN_CAUSE_LENGTH;
+    cause = copy_part(g, r, verify, copied, len, deadline_ns);
     /* A second look tells a damaged value from a read that went wrong on the way. */
-    for (int tries = 0; tries < 2; tries++)
-        if (copy_part(g, r, verify, copied, len))
-            return CAIRN_CAUSE_NONE;
-    return CAIRN_CAUSE_CHECKSUM;
+    return cause == CAIRN_CAUSE_CHECKSUM ? copy_part(g, r, verify, copied, len, deadline_ns)
+                                         : cause;
 }
 
 static cairn_status status_of(enum cairn_cause c)
@@ -387,7 +387,7 @@ static enum cairn_cause finish(struct get_run *r, struct flight *f, const struct
         if (cause)
             return cause;
     }
-    enum cairn_cause cause = copy_out(v, f->slot, g, f->verify, copied);
+    enum cairn_cause cause = copy_out(v, f->slot, g, f->verify, copied, r->deadline_ns);
     f->expired = cause == CAIRN_CAUSE_EXPIRED;
     f->bad = cause_is_damage(cause) ||
              (cause == CAIRN_CAUSE_LENGTH && slot_damaged_length(v, f->slot));

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "base/copy.h"
+#include "base/move.h"
 #include "storage/store_internal.h"
 
 #define GROUP 64u
@@ -23,13 +23,14 @@ static void group_end(struct cairn_vault *v, struct group *g)
     write_settle(v);
 }
 
-static void fill_image(struct cairn_vault *v, struct slot *s, const struct cairn_put *p)
+static cairn_status fill_image(struct cairn_vault *v, struct slot *s, const struct cairn_put *p,
+                               uint64_t deadline_ns)
 {
     slot_fill(v, s, &(struct cairn_commit){.key = p->key, .parent = p->parent,
                                            .fingerprint = p->fingerprint, .side = p->side,
                                            .expires_ns = p->expires_ns});
-    cairn_copy_gather_hash(slot_value(v, s), &p->value, s->value_len,
-                           slot_image(v, s)->body.piece_check);
+    return cairn_move_in(slot_value(v, s), &p->value, 0, s->value_len,
+                         slot_image(v, s)->body.piece_check, deadline_ns);
 }
 
 static cairn_status refuse(struct cairn_vault *v, struct cairn_put *p, cairn_status st,
@@ -44,7 +45,7 @@ static cairn_status check_put(const struct cairn_vault *v, const struct cairn_pu
 {
     static const struct cairn_key none;
     if (len == 0 || memcmp(&p->key, &none, sizeof none) == 0 || p->side_len > CAIRN_SIDE_MAX ||
-        (p->side_len && !p->side) || p->value.mem != CAIRN_MEM_HOST)
+        (p->side_len && !p->side) || !cairn_sgl_known(&p->value))
         return CAIRN_INVAL;
     return len > v->value_max ? CAIRN_TOOBIG : CAIRN_OK;
 }
@@ -89,11 +90,18 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
     v->filling_blocks += blocks;
     pthread_mutex_unlock(&v->lock);
 
-    fill_image(v, s, p);
+    enum cairn_cause cause = CAIRN_CAUSE_NONE;
+    st = fill_image(v, s, p, deadline_ns);
 
     pthread_mutex_lock(&v->lock);
-    enum cairn_cause cause = CAIRN_CAUSE_NONE;
-    st = slot_enter(v, s, p->flags & CAIRN_PUT_REPLACE, deadline_ns, &cause);
+    if (st == CAIRN_STATE) {
+        slot_pin(s); /* a device that hangs may still write to it: nobody gets it any more */
+        st = CAIRN_IO;
+    }
+    if (st)
+        cause = st == CAIRN_TIMEOUT ? CAIRN_CAUSE_DEADLINE : CAIRN_CAUSE_DEVICE;
+    else
+        st = slot_enter(v, s, p->flags & CAIRN_PUT_REPLACE, deadline_ns, &cause);
     p->status = st;
     if (cause)
         refuse(v, p, st, cause);

@@ -162,7 +162,7 @@ static void get_copy(struct get_batch *b, struct got *g)
     *copy = (struct copy){.client = client, .len = g->want.len};
     g->copy = copy;
     struct cairn_iov iov = {copy->bytes, g->want.len};
-    struct cairn_get get = {.key = g->key, .out = {&iov, 1, CAIRN_MEM_HOST},
+    struct cairn_get get = {.key = g->key, .out = {.iov = &iov, .count = 1},
                             .fingerprint = fingerprint_of(g), .offset = g->want.offset,
                             .flags = g->want.flags};
     cairn_vault_get(b->vault, &get, 1, b->deadline_ns, NULL);

@@ -14,6 +14,10 @@ from .errors import InvalidError
 from .identity import Identity, key_array
 
 
+# The CUDA stream that the memory of all values, or of each, is used on; None: host memory.
+Streams = int | Sequence[int | None] | None
+
+
 def _address(data: bytes) -> int:
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
@@ -22,7 +26,8 @@ class Batch:
     """An array of cairn_put or cairn_get, and what its pointers point into."""
 
     def __init__(self, dtype: np.dtype, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray,
-                 identity: Identity | None, fingerprints: np.ndarray | None) -> None:
+                 identity: Identity | None, fingerprints: np.ndarray | None,
+                 cuda_stream: Streams) -> None:
         self.rows = np.zeros(len(keys), dtype)
         self.rows["key"] = keys
         self.identity = identity
@@ -30,6 +35,11 @@ class Batch:
         self._side: Sequence[bytes] | None = None
         if len(keys):
             spread(self.rows, self._iov, np.asarray(counts))
+        if isinstance(cuda_stream, int):
+            self.rows["mem"], self.rows["stream"] = _native.MEM_CUDA, cuda_stream
+        elif cuda_stream is not None and any(s is not None for s in cuda_stream):
+            self.rows["mem"] = [0 if s is None else _native.MEM_CUDA for s in cuda_stream]
+            self.rows["stream"] = [s or 0 for s in cuda_stream]
         self.rows["fingerprint"] = _address(identity.fingerprint) if identity else 0
         if fingerprints is not None:
             self._fingerprints = key_array(fingerprints, "fingerprints")
@@ -60,9 +70,9 @@ def put_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
               parent: bytes | None = None, parents: np.ndarray | None = None,
               replace: bool = False, expires: float | None = None,
               side: Sequence[bytes] | None = None, identity: Identity | None = None,
-              fingerprints: np.ndarray | None = None) -> Batch:
+              fingerprints: np.ndarray | None = None, cuda_stream: Streams = None) -> Batch:
     """fingerprints: (n, 32) uint8, where the keys are of several identities."""
-    batch = Batch(_native.PUT, keys, iov, counts, identity, fingerprints)
+    batch = Batch(_native.PUT, keys, iov, counts, identity, fingerprints, cuda_stream)
     rows = batch.rows
     if len(batch) == 0:
         return batch
@@ -84,8 +94,8 @@ def put_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
 
 def get_batch(keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *, offsets: Any = None,
               identity: Identity | None = None,
-              fingerprints: np.ndarray | None = None) -> Batch:
-    batch = Batch(_native.GET, keys, iov, counts, identity, fingerprints)
+              fingerprints: np.ndarray | None = None, cuda_stream: Streams = None) -> Batch:
+    batch = Batch(_native.GET, keys, iov, counts, identity, fingerprints, cuda_stream)
     if offsets is not None and len(batch):
         starts = np.asarray(offsets)
         if starts.dtype.kind not in "iu" or starts.shape not in ((), (len(batch),)):

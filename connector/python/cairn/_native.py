@@ -20,19 +20,20 @@ OK, EXISTS, MISS, TOOBIG = 0, -2, -1, -12
 STATE, INVAL = -41, -40
 PUT_REPLACE = 1
 GET_RANGE = 1
+MEM_CUDA = 1
 NO_LIMIT_NS = 10**18  # about 30 years; room for the library to add the time of day
 ABI = "0.1"
 
 # Arrays of these are built and read by numpy a batch at a time: no Python a key.
 KEY = np.dtype((np.uint8, 32))
 IOV = np.dtype([("base", np.uint64), ("len", np.uint64)])
-_SGL = [("iov", np.uint64), ("count", np.uint32), ("mem", np.uint32)]
+_SGL = [("iov", np.uint64), ("count", np.uint32), ("mem", np.uint32), ("stream", np.uint64)]
 PUT = np.dtype([("key", KEY), ("parent", KEY), *_SGL, ("fingerprint", np.uint64),
                 ("side", np.uint64), ("side_len", np.uint32), ("flags", np.uint32),
                 ("expires_ns", np.uint64), ("status", np.int32), ("cause", np.int32)], align=True)
 GET = np.dtype([("key", KEY), *_SGL, ("fingerprint", np.uint64), ("offset", np.uint64),
                 ("flags", np.uint32), ("status", np.int32), ("cause", np.int32)], align=True)
-assert (IOV.itemsize, PUT.itemsize, GET.itemsize) == (16, 120, 80)
+assert (IOV.itemsize, PUT.itemsize, GET.itemsize) == (16, 128, 88)
 
 
 class Field(ctypes.Structure):

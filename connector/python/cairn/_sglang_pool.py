@@ -101,7 +101,7 @@ class StoredPool:
             return [False] * len(names)
         if isinstance(self.pages, CopiedPages):
             taken = [self.pages.taken(int(at)) for at in first]
-            iov, counts, keep = runs(taken, "pages", False)
+            iov, counts, _, keep = runs(taken, "pages", False)
         else:
             keep = None
             iov, counts = self.pages.runs(first)
@@ -135,7 +135,7 @@ class StoredPool:
     def _get_copies(self, store: Store, pages: CopiedPages, names: Sequence[str],
                     first: np.ndarray, timeout: float) -> list[bool]:
         blanks = [pages.blank() for _ in names]
-        iov, counts, keep = runs(blanks, "pages", True)
+        iov, counts, _, keep = runs(blanks, "pages", True)
         good = self._each(iov, counts, lambda rows, iov, counts, part: store.get_runs(
             rows, iov, counts, identity=self.identities[part], timeout=timeout), names)
         for at, page, ok in zip(first, blanks, good):

@@ -10,13 +10,37 @@ from . import _native
 from .errors import InvalidError
 
 
-def _of_tensor(tensor: Any, what: str) -> tuple[int, int]:
-    """A torch tensor, of any dtype (bfloat16 has no numpy twin), by its own word."""
-    if tensor.device.type != "cpu":
-        raise InvalidError(f"{what} is a tensor on {tensor.device}; only host memory is taken")
+def _of_tensor(tensor: Any, what: str) -> tuple[int, int, int | None]:
+    """A torch tensor, of any dtype (bfloat16 has no numpy twin), by its own word: address, bytes,
+    and the CUDA stream it is used on if it is on a GPU."""
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise InvalidError(f"{what} is a tensor on {tensor.device}; only host memory and CUDA "
+                           "devices are taken")
     if not tensor.is_contiguous():
         raise InvalidError(f"{what} is a tensor that is not contiguous")
-    return tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    stream = None
+    if tensor.device.type == "cuda":
+        import torch
+        stream = int(torch.cuda.current_stream(tensor.device).cuda_stream)
+    return tensor.data_ptr(), tensor.numel() * tensor.element_size(), stream
+
+
+def _of_cuda_array(described: dict[str, Any], what: str,
+                   writable: bool) -> tuple[int, int, int | None]:
+    """What the CUDA Array Interface says (versions 2 and 3). A stream of None is the default one:
+    then whatever else writes the memory must be done already."""
+    address, read_only = described["data"]
+    item = np.dtype(described["typestr"]).itemsize
+    size, step = item, item
+    strides = described.get("strides")
+    for n, stride in zip(reversed(described["shape"]),
+                         reversed(strides or [None] * len(described["shape"]))):
+        if stride is not None and stride != step and n > 1:
+            raise InvalidError(f"{what} is device memory that is not contiguous")
+        size, step = size * n, step * n
+    if writable and read_only:
+        raise InvalidError(f"{what} is read-only; give a writable buffer")
+    return int(address), int(size), int(described.get("stream") or 0)
 
 
 def _of_buffer(buffer: Any, what: str, writable: bool) -> tuple[int, int, Any]:
@@ -42,32 +66,43 @@ def _of_buffer(buffer: Any, what: str, writable: bool) -> tuple[int, int, Any]:
     return (view.__array_interface__["data"][0] if view is not None else 0), size, view
 
 
-def runs(values: Any, what: str, writable: bool) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """The scatter/gather lists of a batch, one after another: (iov, runs a value, what to keep
-    alive while they are used)."""
+def runs(values: Any, what: str,
+         writable: bool) -> tuple[np.ndarray, np.ndarray, list[int | None], list[Any]]:
+    """The scatter/gather lists of a batch, one after another: (iov, runs a value, the CUDA stream
+    of each value, None where it is in host memory, what to keep alive while they are used)."""
     rows: list[tuple[int, int]] = []
     counts: list[int] = []
+    streams: list[int | None] = []
     keep: list[Any] = []
     if isinstance(values, (bytes, bytearray, memoryview, str)) or not hasattr(values, "__iter__"):
         raise TypeError(f"{what} is a {type(values).__name__}; give a list with one entry a key")
     for i, value in enumerate(values):
         parts = value if isinstance(value, (list, tuple)) else (value,)
         before = len(rows)
+        streams_here: set[int | None] = set()
         for j, part in enumerate(parts):
             name = f"{what}[{i}]" if parts is not value else f"{what}[{i}][{j}]"
+            stream: int | None = None
             if hasattr(part, "data_ptr") and hasattr(part, "element_size"):
-                base, size = _of_tensor(part, name)
+                base, size, stream = _of_tensor(part, name)
+            elif hasattr(part, "__cuda_array_interface__"):
+                base, size, stream = _of_cuda_array(part.__cuda_array_interface__, name, writable)
             else:
                 base, size, view = _of_buffer(part, name, writable)
                 keep.append(view)
             if size:
                 rows.append((base, size))
+                streams_here.add(stream)
         if len(rows) == before:
             raise InvalidError(f"{what}[{i}] has no bytes; a value has at least one")
+        if len(streams_here) > 1:
+            raise InvalidError(f"{what}[{i}] is of host and GPU memory, or of several streams; a "
+                               "value lies in one")
         counts.append(len(rows) - before)
+        streams += streams_here
         keep.append(value)
     iov = np.array(rows, np.uint64).reshape(-1, 2)
-    return iov, np.array(counts, np.uint32), keep
+    return iov, np.array(counts, np.uint32), streams, keep
 
 
 def spread(batch: np.ndarray, iov: np.ndarray, counts: np.ndarray) -> None:

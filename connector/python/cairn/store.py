@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from . import _native
-from ._batch import get_batch, put_batch
+from ._batch import Streams, get_batch, put_batch
 from .buffers import runs, value_bytes
 from .errors import (Error, InvalidError, MissError, StateError, TooBigError, UnsupportedError,
                      error)
@@ -169,8 +169,10 @@ class Store:
             side: Sequence[bytes | None] | None = None, identity: Identity | None = None,
             timeout: float | None = None) -> list[bool]:
         """Puts values under keys, a chain with its head first. A value is one contiguous buffer or
-        a list of buffers to gather. True = the whole value is visible in RAM now; False = not
-        stored, and stats() counts why. A held key keeps its bytes (and is True) unless replace.
+        a list of buffers to gather, in host memory or a GPU's (torch CUDA tensors, on torch's
+        current stream, and whatever has the CUDA Array Interface). True = the whole value is
+        visible in RAM now; False = not stored, and stats() counts why. A held key keeps its bytes
+        (and is True) unless replace.
 
         parent: key before keys[0]. expires: wall-clock time (time.time()). side: typed side records
         a value.
@@ -178,7 +180,7 @@ class Store:
         array = key_array(keys)
         if not array.any(axis=1).all():
             raise InvalidError("a key is all zero, which names nothing")
-        iov, counts, keep = runs(values, "values", False)
+        iov, counts, streams, keep = runs(values, "values", False)
         if len(counts) != len(array):
             raise InvalidError(f"{len(array)} keys and {len(counts)} values")
         sizes, most = value_bytes(iov, counts), self.value_max or _native.VALUE_MAX
@@ -190,7 +192,8 @@ class Store:
         records = _side_records(side, len(array))
         status = self.put_runs(array, iov, counts, parent=parent, replace=replace,
                                expires=expires, side=records, timeout=timeout,
-                               identity=identity or getattr(keys, "identity", None))
+                               identity=identity or getattr(keys, "identity", None),
+                               cuda_stream=streams)
         del keep
         return [s in (_native.OK, _native.EXISTS) for s in status.tolist()]
 
@@ -198,13 +201,15 @@ class Store:
                  parent: bytes | None = None, parents: np.ndarray | None = None,
                  replace: bool = False, expires: float | None = None,
                  side: list[bytes] | None = None, identity: Identity | None = None,
-                 timeout: float | None = None) -> np.ndarray:
+                 timeout: float | None = None, cuda_stream: Streams = None) -> np.ndarray:
         """put for callers that know their memory: keys (n, 32) uint8; iov (m, 2) uint64, the
         address and length of each run, the runs of a value one after another; counts (n,) uint32,
         runs a value; parents (n, 32) where the keys are not one chain. Returns the status of each
-        key. The memory must stay as it is until this returns; nothing of it is checked here."""
+        key. The memory must stay as it is until this returns; nothing of it is checked here.
+        cuda_stream: the memory is a GPU's, used on that stream (0: the default one); what is queued
+        there already is waited for."""
         batch = put_batch(keys, iov, counts, parent=parent, parents=parents, replace=replace,
-                          expires=expires, side=side, identity=identity)
+                          expires=expires, side=side, identity=identity, cuda_stream=cuda_stream)
         if len(batch):
             limit = _native.timeout_ns(timeout, self._timeout)
             with self._call() as handle:
@@ -225,7 +230,7 @@ class Store:
         cairn.keys name their identity by themselves.)
         """
         array = key_array(keys)
-        iov, counts, keep = runs(outs, "outs", True)
+        iov, counts, streams, keep = runs(outs, "outs", True)
         if len(counts) != len(array):
             raise InvalidError(f"{len(array)} keys and {len(counts)} outs")
         if offsets is not None and np.any(np.asarray(offsets) < 0):
@@ -233,15 +238,16 @@ class Store:
         with self._call() as handle:
             self._note(handle, getattr(keys, "identity", None))
         status = self.get_runs(array, iov, counts, offsets=offsets, timeout=timeout,
-                               identity=identity)
+                               identity=identity, cuda_stream=streams)
         del keep
         return [s == _native.OK for s in status.tolist()]
 
     def get_runs(self, keys: np.ndarray, iov: np.ndarray, counts: np.ndarray, *,
                  offsets: Any = None, identity: Identity | None = None,
-                 timeout: float | None = None) -> np.ndarray:
+                 timeout: float | None = None, cuda_stream: Streams = None) -> np.ndarray:
         """get for callers that know their memory; as put_runs. Negative offset: the whole value."""
-        batch = get_batch(keys, iov, counts, offsets=offsets, identity=identity)
+        batch = get_batch(keys, iov, counts, offsets=offsets, identity=identity,
+                          cuda_stream=cuda_stream)
         if len(batch):
             limit = _native.timeout_ns(timeout, self._timeout)
             with self._call() as handle:

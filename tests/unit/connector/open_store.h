@@ -117,7 +117,7 @@ static inline cairn_status put_flags(uint64_t id, uint64_t generation, size_t le
     uint8_t *bytes = malloc(len);
     value_fill(bytes, id, generation, 0, len);
     struct cairn_iov iov = {bytes, len};
-    struct cairn_put put = {.key = key_of(id), .value = {&iov, 1, CAIRN_MEM_HOST}, .flags = flags};
+    struct cairn_put put = {.key = key_of(id), .value = {.iov = &iov, .count = 1}, .flags = flags};
     cairn_put(store, &put, 1, PATIENCE);
     free(bytes);
     return put.status;
@@ -133,7 +133,7 @@ static inline cairn_status get_id(uint64_t id, uint64_t generation, size_t len)
 {
     uint8_t *got = malloc(len), *want = malloc(len);
     struct cairn_iov iov = {got, len};
-    struct cairn_get get = {.key = key_of(id), .out = {&iov, 1, CAIRN_MEM_HOST}};
+    struct cairn_get get = {.key = key_of(id), .out = {.iov = &iov, .count = 1}};
     cairn_get(store, &get, 1, PATIENCE, NULL);
     value_fill(want, id, generation, 0, len);
     if (get.status == CAIRN_OK)

@@ -41,8 +41,8 @@ Test(queue, puts_and_gets_complete_once_each)
         value_fill(bytes[i], i, 1, 0, LEN);
         in[i] = (struct cairn_iov){bytes[i], LEN};
         out[i] = (struct cairn_iov){got[i], LEN};
-        puts[i] = (struct cairn_put){.key = key_of(i), .value = {&in[i], 1, CAIRN_MEM_HOST}};
-        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out[i], 1, CAIRN_MEM_HOST}};
+        puts[i] = (struct cairn_put){.key = key_of(i), .value = {.iov = &in[i], .count = 1}};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {.iov = &out[i], .count = 1}};
         cr_assert_eq(cairn_submit_put(queue, &puts[i], 1, PATIENCE, &seen[i]), CAIRN_OK);
     }
     for (int round = 0; round < 2; round++) {
@@ -77,7 +77,7 @@ Test(queue, full_is_busy_and_keeps_nothing)
     struct cairn_get gets[300];
     size_t accepted = 0;
     for (size_t i = 0; i < 300; i++) {
-        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out, 1, CAIRN_MEM_HOST}};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {.iov = &out, .count = 1}};
         cairn_status st = cairn_submit_get(queue, &gets[i], 1, PATIENCE, NULL);
         cr_assert(st == CAIRN_OK || st == CAIRN_BUSY);
         accepted += st == CAIRN_OK;
@@ -102,8 +102,8 @@ Test(queue, several_calls_at_once_complete_each_for_itself)
     bool seen[6] = {false};
     for (size_t i = 0; i < 6; i++) {
         out[i] = (struct cairn_iov){got[i], LEN};
-        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out[i], 1, CAIRN_MEM_HOST}};
-        struct cairn_put put = {.key = key_of(i), .value = {&in, 1, CAIRN_MEM_HOST}};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {.iov = &out[i], .count = 1}};
+        struct cairn_put put = {.key = key_of(i), .value = {.iov = &in, .count = 1}};
         value_fill(bytes, i, 1, 0, LEN);
         if (i != 2 && i != 3) /* of the first call one is missing, of the third all */
             cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
@@ -135,7 +135,7 @@ Test(queue, of_too_many_calls_the_first_are_taken)
     static struct cairn_call calls[300];
     struct cairn_iov out = {got, LEN};
     for (size_t i = 0; i < 300; i++) {
-        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out, 1, CAIRN_MEM_HOST}};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {.iov = &out, .count = 1}};
         gets[i].status = CAIRN_INPROGRESS;
         calls[i] = (struct cairn_call){1, &gets[i]};
     }
@@ -167,7 +167,7 @@ static void batch_make(struct batch *b, uint8_t *bytes, uint64_t first_key)
     memset(b, 0, sizeof *b);
     for (size_t i = 0; i < MANY; i++) {
         b->iov[i] = (struct cairn_iov){bytes + i * LARGE, LARGE};
-        struct cairn_sgl list = {&b->iov[i], 1, CAIRN_MEM_HOST};
+        struct cairn_sgl list = {.iov = &b->iov[i], .count = 1};
         b->puts[i] = (struct cairn_put){.key = key_of(first_key + i), .value = list};
         b->gets[i] = (struct cairn_get){.key = key_of(first_key + i), .out = list};
     }
@@ -208,7 +208,7 @@ static size_t puts_overtaken(void)
     static uint8_t bytes[MANY * LARGE], got[LEN];
     static struct batch b[4];
     struct cairn_iov out = {got, LEN};
-    struct cairn_get get = {.key = key_of(1), .out = {&out, 1, CAIRN_MEM_HOST}};
+    struct cairn_get get = {.key = key_of(1), .out = {.iov = &out, .count = 1}};
     for (size_t i = 0; i < 4; i++) {
         batch_make(&b[i], bytes, 100 * i + 100);
         cr_assert_eq(cairn_submit_put(queue, b[i].puts, MANY, PATIENCE, &b[i]), CAIRN_OK);

@@ -56,7 +56,7 @@ static cairn_status put_within(uint64_t id, size_t len, uint64_t timeout_ns)
     uint8_t *bytes = malloc(len);
     value_fill(bytes, id, 1, 0, len);
     struct cairn_iov iov = {bytes, len};
-    struct cairn_put put = {.key = key_of(id), .value = {&iov, 1, CAIRN_MEM_HOST}};
+    struct cairn_put put = {.key = key_of(id), .value = {.iov = &iov, .count = 1}};
     cairn_put(store, &put, 1, timeout_ns);
     free(bytes);
     return put.status;
@@ -66,7 +66,7 @@ static cairn_status get_within(uint64_t id, size_t len, uint64_t timeout_ns)
 {
     uint8_t *bytes = malloc(len);
     struct cairn_iov iov = {bytes, len};
-    struct cairn_get get = {.key = key_of(id), .out = {&iov, 1, CAIRN_MEM_HOST}};
+    struct cairn_get get = {.key = key_of(id), .out = {.iov = &iov, .count = 1}};
     cairn_get(store, &get, 1, timeout_ns, NULL);
     if (get.status == CAIRN_OK)
         cr_assert_eq(value_check(bytes, id, 1, 0, len), len, "wrong bytes");
@@ -122,8 +122,8 @@ Test(remote, values_of_all_sizes_in_scattered_memory)
         struct cairn_iov in[4] = {
             {bytes, cut}, {NULL, 0}, {bytes + cut, 1}, {bytes + cut + 1, len - cut - 1}};
         struct cairn_iov out[3] = {{got, len - cut}, {got + len - cut, cut}, {NULL, 0}};
-        struct cairn_put put = {.key = key_of(i + 1), .value = {in, 4, CAIRN_MEM_HOST}};
-        struct cairn_get get = {.key = key_of(i + 1), .out = {out, 3, CAIRN_MEM_HOST}};
+        struct cairn_put put = {.key = key_of(i + 1), .value = {.iov = in, .count = 4}};
+        struct cairn_get get = {.key = key_of(i + 1), .out = {.iov = out, .count = 3}};
         cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK, "%zu", len);
         cr_assert_eq(cairn_get(store, &get, 1, PATIENCE, NULL), CAIRN_OK, "%zu", len);
         cr_assert_eq(memcmp(bytes, got, len), 0, "%zu", len);
@@ -148,8 +148,8 @@ Test(remote, batches_larger_than_the_window)
         value_fill(bytes[i], i, 1, 0, len);
         in[i] = (struct cairn_iov){bytes[i], len};
         out[i] = (struct cairn_iov){got[i], len};
-        puts[i] = (struct cairn_put){.key = key_of(i), .value = {&in[i], 1, CAIRN_MEM_HOST}};
-        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out[i], 1, CAIRN_MEM_HOST}};
+        puts[i] = (struct cairn_put){.key = key_of(i), .value = {.iov = &in[i], .count = 1}};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {.iov = &out[i], .count = 1}};
     }
     cr_assert_eq(cairn_put(store, puts, COUNT, PATIENCE), CAIRN_OK);
     cr_assert_eq(cairn_get(store, gets, COUNT, PATIENCE, &hits), CAIRN_OK);
@@ -172,7 +172,7 @@ Test(remote, holes_in_a_batch)
         if (i % 3)
             cr_assert_eq(put_id(i, LEN), CAIRN_OK);
         out[i] = (struct cairn_iov){got[i], LEN};
-        gets[i] = (struct cairn_get){.key = key_of(i), .out = {&out[i], 1, CAIRN_MEM_HOST}};
+        gets[i] = (struct cairn_get){.key = key_of(i), .out = {.iov = &out[i], .count = 1}};
     }
     cr_assert_eq(cairn_get(store, gets, COUNT, PATIENCE, &hits), CAIRN_MISS);
     cr_assert_eq(hits, COUNT - COUNT / 3);
@@ -816,8 +816,8 @@ Test(remote, bytes_that_change_under_a_put_are_never_a_wrong_value)
     pthread_t thread;
     pthread_create(&thread, NULL, scribble, bytes);
     for (uint64_t id = 1; id <= 60; id++) {
-        struct cairn_put put = {.key = key_of(id), .value = {&in, 1, CAIRN_MEM_HOST}};
-        struct cairn_get get = {.key = key_of(id), .out = {&out, 1, CAIRN_MEM_HOST}};
+        struct cairn_put put = {.key = key_of(id), .value = {.iov = &in, .count = 1}};
+        struct cairn_get get = {.key = key_of(id), .out = {.iov = &out, .count = 1}};
         cairn_put(store, &put, 1, PATIENCE);
         cr_assert(put.status == CAIRN_OK || put.status == CAIRN_CORRUPT, "%d", put.status);
         cairn_get(store, &get, 1, PATIENCE, NULL);

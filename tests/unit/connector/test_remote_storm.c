@@ -79,7 +79,7 @@ static void put_some(struct hand *h, uint64_t first, uint64_t timeout)
         uint64_t id = 1 + (first + i) % KEYS;
         value_fill(h->bytes[i], id, 1 + rng_below(&h->rng, 1000), 0, len_of(id));
         iov[i] = (struct cairn_iov){h->bytes[i], len_of(id)};
-        puts[i] = (struct cairn_put){.key = key_of(id), .value = {&iov[i], 1, CAIRN_MEM_HOST},
+        puts[i] = (struct cairn_put){.key = key_of(id), .value = {.iov = &iov[i], .count = 1},
                                      .flags = rng_one_in(&h->rng, 2) ? CAIRN_PUT_REPLACE : 0};
     }
     uint64_t begin = cairn_now_ns();
@@ -94,7 +94,7 @@ static void get_some(struct hand *h, uint64_t first, uint64_t timeout)
     for (uint64_t i = 0; i < BATCH; i++) {
         uint64_t id = 1 + (first + i) % KEYS;
         iov[i] = (struct cairn_iov){h->bytes[i], len_of(id)};
-        gets[i] = (struct cairn_get){.key = key_of(id), .out = {&iov[i], 1, CAIRN_MEM_HOST}};
+        gets[i] = (struct cairn_get){.key = key_of(id), .out = {.iov = &iov[i], .count = 1}};
     }
     uint64_t begin = cairn_now_ns();
     cairn_get(store, gets, BATCH, timeout, NULL);

@@ -59,14 +59,14 @@ static void check_ranges(size_t len)
     for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
         size_t n = at[i][1], half = n / 2;
         struct cairn_iov iov[2] = {{got, half}, {got + half, n - half}};
-        struct cairn_get get = {.key = key_of(7), .out = {iov, 2, CAIRN_MEM_HOST},
+        struct cairn_get get = {.key = key_of(7), .out = {.iov = iov, .count = 2},
                                 .offset = at[i][0], .flags = CAIRN_GET_RANGE};
         cairn_get(store, &get, 1, PATIENCE, NULL);
         cr_assert_eq(get.status, CAIRN_OK, "range %zu: cause %d", i, get.cause);
         cr_assert_eq(memcmp(got, want + at[i][0], at[i][1]), 0);
     }
     struct cairn_iov iov = {got, 2};
-    struct cairn_get get = {.key = key_of(7), .out = {&iov, 1, CAIRN_MEM_HOST},
+    struct cairn_get get = {.key = key_of(7), .out = {.iov = &iov, .count = 1},
                             .offset = len - 1, .flags = CAIRN_GET_RANGE};
     cairn_get(store, &get, 1, PATIENCE, NULL);
     cr_assert_eq(get.status, CAIRN_MISS, "a range past the end");
@@ -93,10 +93,10 @@ Test(values, another_identity_is_a_miss)
 {
     uint8_t bytes[100] = {1}, mine[32] = {1}, other[32] = {2};
     struct cairn_iov iov = {bytes, sizeof bytes};
-    struct cairn_put put = {.key = key_of(1), .value = {&iov, 1, CAIRN_MEM_HOST},
+    struct cairn_put put = {.key = key_of(1), .value = {.iov = &iov, .count = 1},
                             .fingerprint = mine};
     cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
-    struct cairn_get get = {.key = key_of(1), .out = {&iov, 1, CAIRN_MEM_HOST},
+    struct cairn_get get = {.key = key_of(1), .out = {.iov = &iov, .count = 1},
                             .fingerprint = other};
     cairn_get(store, &get, 1, PATIENCE, NULL);
     cr_assert_eq(get.status, CAIRN_MISS);
@@ -111,7 +111,7 @@ Test(disk, side_records_stay_with_their_chunk)
     uint8_t bytes[5000] = {3}, side[3000], got[4096];
     memset(side, 9, sizeof side);
     struct cairn_iov iov = {bytes, sizeof bytes};
-    struct cairn_put put = {.key = key_of(1), .value = {&iov, 1, CAIRN_MEM_HOST}, .side = side,
+    struct cairn_put put = {.key = key_of(1), .value = {.iov = &iov, .count = 1}, .side = side,
                             .side_len = sizeof side};
     cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
     cr_assert_eq(cairn_flush(store, PATIENCE), CAIRN_OK);
@@ -140,7 +140,7 @@ Test(disk, expired_values_do_not_come_back)
     uint8_t bytes[5000];
     struct cairn_iov iov = {bytes, sizeof bytes};
     value_fill(bytes, 1, 1, 0, sizeof bytes);
-    struct cairn_put put = {.key = key_of(1), .value = {&iov, 1, CAIRN_MEM_HOST},
+    struct cairn_put put = {.key = key_of(1), .value = {.iov = &iov, .count = 1},
                             .expires_ns = wall_ns() + 3000000000ull};
     cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
     cr_assert_eq(get_id(1, 1, sizeof bytes), CAIRN_OK);
@@ -245,7 +245,7 @@ Test(values, the_tail_of_a_chain_leaves_before_its_head)
     for (uint64_t i = 0; i < CHAIN; i++) {
         keys[i] = key_of(i);
         value_fill(bytes, i, 1, 0, MIB);
-        struct cairn_put put = {.key = keys[i], .value = {&iov, 1, CAIRN_MEM_HOST}};
+        struct cairn_put put = {.key = keys[i], .value = {.iov = &iov, .count = 1}};
         if (i)
             put.parent = keys[i - 1];
         cairn_put(store, &put, 1, PATIENCE);
@@ -264,10 +264,10 @@ Test(values, keys_that_differ_in_one_half_only_are_different_keys)
             struct cairn_key key = {{0}};
             key.bytes[i % 32] = (uint8_t)(1 + i / 32);
             memset(bytes, i, sizeof bytes);
-            struct cairn_put put = {.key = key, .value = {&in, 1, CAIRN_MEM_HOST}};
+            struct cairn_put put = {.key = key, .value = {.iov = &in, .count = 1}};
             if (round == 0)
                 cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
-            struct cairn_get get = {.key = key, .out = {&out, 1, CAIRN_MEM_HOST}};
+            struct cairn_get get = {.key = key, .out = {.iov = &out, .count = 1}};
             cairn_get(store, &get, 1, PATIENCE, NULL);
             cr_assert_eq(get.status, CAIRN_OK);
             cr_assert_eq(memcmp(got, bytes, sizeof bytes), 0);

@@ -1,0 +1,438 @@
+/* GPUs as they are found: contexts, lanes, events, and what an error means. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/cuda.h"
+#include "base/cuda_config.h"
+#include "base/log.h"
+#include "base/mem.h"
+
+#define KERNEL_BELOW (32u << 10) /* bytes of a page, where nothing was measured */
+#define SPIN_NS 20000u
+#define SLEEP_MAX_NS 100000u
+
+static struct {
+    pthread_mutex_t lock;
+    char path[CAIRN_CUDA_PATH_MAX];
+    bool tried, there;
+    char why[256];
+    struct cuda_driver driver;
+    struct cuda_gpu *gpus[CUDA_GPUS];
+    uint32_t gpu_count;
+} the = {.lock = PTHREAD_MUTEX_INITIALIZER, .path = "libcuda.so.1"};
+
+static const struct cuda_driver *driver_locked(void)
+{
+    if (!the.tried) {
+        the.tried = true;
+        if (the.path[0] == '\0')
+            snprintf(the.why, sizeof the.why, "turned off by cuda=no");
+        else
+            the.there = cuda_driver_load(the.path, &the.driver, the.why, sizeof the.why) ==
+                        CAIRN_OK;
+    }
+    return the.there ? &the.driver : NULL;
+}
+
+const struct cuda_driver *cuda_driver(const char **ret_why)
+{
+    pthread_mutex_lock(&the.lock);
+    const struct cuda_driver *d = driver_locked();
+    pthread_mutex_unlock(&the.lock);
+    *ret_why = the.why;
+    return d;
+}
+
+cairn_status cairn_cuda_use(const char *path)
+{
+    cairn_status st = CAIRN_OK;
+    pthread_mutex_lock(&the.lock);
+    if (strlen(path) >= sizeof the.path)
+        st = CAIRN_INVAL;
+    else if (!the.tried)
+        snprintf(the.path, sizeof the.path, "%s", path);
+    else if (strcmp(path, the.path) != 0)
+        st = CAIRN_STATE;
+    pthread_mutex_unlock(&the.lock);
+    return st;
+}
+
+cairn_status cairn_cuda_option(const char *value, char *err, size_t err_cap)
+{
+    if (strcmp(value, "auto") == 0)
+        return CAIRN_OK;
+    cairn_status st = cairn_cuda_use(strcmp(value, "no") == 0 ? "" : value);
+    if (st == CAIRN_STATE)
+        snprintf(err, err_cap, "cuda=%s: this process has looked for '%s' already; a process has "
+                               "one driver", value, the.path);
+    else if (st)
+        snprintf(err, err_cap, "cuda=%s: the path is too long", value);
+    return st;
+}
+
+bool cuda_enter(struct cuda_gpu *g, struct cuda_entry *e)
+{
+    /* So that nothing here counts as a part of a graph that another thread captures. */
+    e->capture_mode = CU_CAPTURE_MODE_RELAXED;
+    e->pushed = false;
+    if (atomic_load_explicit(&g->off, memory_order_relaxed))
+        return false;
+    if (!cuda_ok(g, "cuThreadExchangeStreamCaptureMode",
+                 the.driver.capture_mode(&e->capture_mode)))
+        return false;
+    e->pushed = cuda_ok(g, "cuCtxPushCurrent", the.driver.context_push(g->context));
+    if (!e->pushed)
+        the.driver.capture_mode(&e->capture_mode);
+    return e->pushed;
+}
+
+void cuda_leave(struct cuda_entry *e)
+{
+    cu_context popped;
+    if (e->pushed)
+        the.driver.context_pop(&popped);
+    the.driver.capture_mode(&e->capture_mode);
+    e->pushed = false;
+}
+
+/* These say that one call was not possible, not that the context is lost. */
+static bool passes(cu_result r)
+{
+    return r == CU_INVALID_VALUE || r == CU_OUT_OF_MEMORY || r == CU_NOT_SUPPORTED ||
+           r == CU_NOT_PERMITTED || r == CU_HOST_MEMORY_ALREADY_REGISTERED ||
+           r == CU_HOST_MEMORY_NOT_REGISTERED || r == CU_NO_BINARY_FOR_GPU ||
+           (r >= CU_STREAM_CAPTURE_UNSUPPORTED && r < CU_UNKNOWN);
+}
+
+bool cuda_ok(struct cuda_gpu *g, const char *call, cu_result r)
+{
+    const char *text = "unknown error";
+    if (r == CU_OK)
+        return true;
+    if (passes(r))
+        return false;
+    the.driver.error_string(r, &text);
+    if (!atomic_exchange_explicit(&g->off, true, memory_order_relaxed))
+        cairn_log(CAIRN_LOG_ERROR, "GPU %s is not used any more: %s: %s; every get and put of its "
+                                   "memory is a miss until the process is started again",
+                  g->name, call, text);
+    pthread_mutex_lock(&g->lock);
+    pthread_cond_broadcast(&g->lane_free);
+    pthread_mutex_unlock(&g->lock);
+    return false;
+}
+
+/* --- finding --- */
+
+struct place {
+    cu_context context;
+    unsigned int type;
+    int ordinal;
+    cu_ptr start;
+    size_t len;
+};
+
+static bool place_of(cu_ptr p, struct place *ret)
+{
+    int attributes[] = {CU_POINTER_CONTEXT, CU_POINTER_MEMORY_TYPE, CU_POINTER_ORDINAL,
+                        CU_POINTER_RANGE_START, CU_POINTER_RANGE_SIZE};
+    *ret = (struct place){.ordinal = -1};
+    void *values[] = {&ret->context, &ret->type, &ret->ordinal, &ret->start, &ret->len};
+    return the.driver.pointer_attributes(5, attributes, values, p) == CU_OK &&
+           ret->type == CU_MEMORY_DEVICE && ret->ordinal >= 0;
+}
+
+static bool within(const struct place *at, cu_ptr p, size_t len)
+{
+    return p >= at->start && p - at->start <= at->len && len <= at->len - (p - at->start);
+}
+
+/* Memory that the virtual memory calls made (torch's expandable segments) has no context of its
+ * own: it is used in the device's primary one, which must be there already. */
+static bool primary(struct place *at)
+{
+    cu_device device;
+    unsigned int flags;
+    int active = 0;
+    if (at->context)
+        return true;
+    return the.driver.device_get(&device, at->ordinal) == CU_OK &&
+           the.driver.primary_state(device, &flags, &active) == CU_OK && active &&
+           the.driver.primary_retain(&at->context, device) == CU_OK &&
+           the.driver.primary_release(device) == CU_OK;
+}
+
+static void load_kernels(struct cuda_gpu *g)
+{
+    const void *image = cairn_cuda_kernels();
+    if (!image)
+        return;
+    cu_result r = the.driver.module_load(&g->module, image);
+    if (!r)
+        r = the.driver.module_function(&g->copy_pages, g->module, "cairn_copy_pages");
+    if (!r) {
+        g->kernel_below[0] = g->kernel_below[1] = KERNEL_BELOW;
+        return;
+    }
+    g->copy_pages = NULL;
+    const char *text = "unknown error";
+    the.driver.error_string(r, &text);
+    cairn_log(CAIRN_LOG_INFO, "GPU %s: pages are moved by the copy engines alone, the kernels "
+                              "(which need driver 580) were not taken: %s", g->name, text);
+}
+
+/* Lock held. */
+static struct cuda_gpu *gpu_make(const struct place *at)
+{
+    struct cuda_gpu *g = the.gpu_count < CUDA_GPUS ? cairn_calloc(1, sizeof *g) : NULL;
+    int read_only = 0;
+    if (!g)
+        return NULL;
+    g->context = at->context;
+    pthread_mutex_init(&g->lock, NULL);
+    pthread_condattr_t ca;
+    pthread_condattr_init(&ca);
+    pthread_condattr_setclock(&ca, CLOCK_MONOTONIC);
+    pthread_cond_init(&g->lane_free, &ca);
+    pthread_condattr_destroy(&ca);
+    for (uint32_t i = 0; i < CUDA_LANES; i++)
+        g->lanes[i].gpu = g;
+    if (the.driver.device_get(&g->device, at->ordinal) != CU_OK)
+        g->device = at->ordinal;
+    if (the.driver.device_name(g->name, sizeof g->name, g->device) != CU_OK)
+        snprintf(g->name, sizeof g->name, "%d", at->ordinal);
+    the.driver.device_attribute(&read_only, CU_DEVICE_READ_ONLY_REGISTER, g->device);
+    g->read_only_register = read_only != 0;
+    return the.gpus[the.gpu_count++] = g;
+}
+
+static struct cuda_gpu *gpu_known(const struct place *at)
+{
+    for (uint32_t i = 0; i < the.gpu_count; i++)
+        if (the.gpus[i]->context == at->context)
+            return the.gpus[i];
+    return NULL;
+}
+
+static struct cuda_gpu *gpu_get(const struct place *at)
+{
+    struct cuda_entry e;
+    pthread_mutex_lock(&the.lock);
+    struct cuda_gpu *g = gpu_known(at);
+    bool fresh = !g && (g = gpu_make(at)) != NULL;
+    if (fresh && cuda_enter(g, &e)) {
+        load_kernels(g);
+        cuda_leave(&e);
+    }
+    pthread_mutex_unlock(&the.lock);
+    if (fresh)
+        cuda_pin_begin(g);
+    return g;
+}
+
+cairn_status cuda_gpu_of(const struct cairn_sgl *list, struct cuda_gpu **ret)
+{
+    const char *why;
+    struct place at = {.len = 0};
+    cu_context context = NULL;
+    if (!cuda_driver(&why))
+        return CAIRN_UNSUPPORTED;
+    for (uint32_t i = 0; i < list->count; i++) {
+        cu_ptr p = (cu_ptr)(uintptr_t)list->iov[i].base;
+        if (list->iov[i].len == 0 || (at.len && within(&at, p, list->iov[i].len)))
+            continue;
+        if (!place_of(p, &at) || !primary(&at) || !within(&at, p, list->iov[i].len))
+            return CAIRN_INVAL;
+        if (context && context != at.context)
+            return CAIRN_INVAL;
+        context = at.context;
+    }
+    struct cuda_gpu *g = at.len ? gpu_get(&at) : NULL;
+    if (!g)
+        return CAIRN_INVAL;
+    *ret = g;
+    return atomic_load_explicit(&g->off, memory_order_relaxed) ? CAIRN_IO : CAIRN_OK;
+}
+
+/* --- lanes and events --- */
+
+static bool lane_make(struct cuda_lane *l)
+{
+    if (!cuda_ok(l->gpu, "cuStreamCreate",
+                 the.driver.stream_create(&l->stream, CU_STREAM_NON_BLOCKING)))
+        return false;
+    for (uint32_t i = 0; i < CUDA_FLIGHTS; i++)
+        if (!cuda_ok(l->gpu, "cuEventCreate",
+                     the.driver.event_create(&l->done[i], CU_EVENT_DISABLE_TIMING))) {
+            while (i--)
+                the.driver.event_destroy(l->done[i]);
+            the.driver.stream_destroy(l->stream);
+            return false;
+        }
+    return true;
+}
+
+struct cuda_lane *cuda_lane_take(struct cuda_gpu *g, uint64_t deadline_ns)
+{
+    struct timespec t = cairn_timespec(deadline_ns);
+    struct cuda_lane *l = NULL;
+    pthread_mutex_lock(&g->lock);
+    while (!l && !atomic_load_explicit(&g->off, memory_order_relaxed)) {
+        for (uint32_t i = 0; i < CUDA_LANES && !l; i++)
+            if (!g->lanes[i].busy)
+                l = &g->lanes[i];
+        if (!l && (cairn_now_ns() >= deadline_ns ||
+                   pthread_cond_timedwait(&g->lane_free, &g->lock, &t)))
+            break;
+    }
+    if (l)
+        l->busy = true;
+    pthread_mutex_unlock(&g->lock);
+    if (l && !l->made && !(l->made = lane_make(l))) {
+        cuda_lane_give(l);
+        l = NULL;
+    }
+    return l;
+}
+
+void cuda_lane_give(struct cuda_lane *l)
+{
+    pthread_mutex_lock(&l->gpu->lock);
+    l->busy = false;
+    pthread_cond_signal(&l->gpu->lane_free);
+    pthread_mutex_unlock(&l->gpu->lock);
+}
+
+cu_event cuda_event_take(struct cuda_gpu *g)
+{
+    cu_event e = NULL;
+    pthread_mutex_lock(&g->lock);
+    if (g->event_count)
+        e = g->events[--g->event_count];
+    pthread_mutex_unlock(&g->lock);
+    if (!e && !cuda_ok(g, "cuEventCreate", the.driver.event_create(&e, CU_EVENT_DISABLE_TIMING)))
+        return NULL;
+    return e;
+}
+
+void cuda_event_give(struct cuda_gpu *g, cu_event e)
+{
+    pthread_mutex_lock(&g->lock);
+    bool kept = g->event_count < CUDA_EVENTS;
+    if (kept)
+        g->events[g->event_count++] = e;
+    pthread_mutex_unlock(&g->lock);
+    if (!kept)
+        the.driver.event_destroy(e);
+}
+
+cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_ns)
+{
+    uint64_t begin = cairn_now_ns(), pause = 10000;
+    for (;;) {
+        cu_result r = the.driver.event_query(e);
+        if (r == CU_OK)
+            return CAIRN_OK;
+        if (r != CU_NOT_READY) {
+            cuda_ok(g, "cuEventQuery", r);
+            return CAIRN_IO;
+        }
+        uint64_t now = cairn_now_ns();
+        if (now >= deadline_ns)
+            return CAIRN_TIMEOUT;
+        if (now - begin > SPIN_NS) {
+            nanosleep(&(struct timespec){.tv_nsec = (long)pause}, NULL);
+            pause = pause < SLEEP_MAX_NS ? pause * 2 : SLEEP_MAX_NS;
+        }
+    }
+}
+
+/* --- order --- */
+
+cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *ret)
+{
+    struct cuda_gpu *g;
+    struct cuda_entry e;
+    int capturing = CU_CAPTURE_NONE;
+    cairn_status st = cuda_gpu_of(list, &g);
+    if (st)
+        return st;
+    if (!cuda_enter(g, &e))
+        return CAIRN_IO;
+    st = CAIRN_UNSUPPORTED;
+    if (cuda_ok(g, "cuStreamIsCapturing",
+                the.driver.stream_capturing(ret->stream, &capturing)) &&
+        capturing == CU_CAPTURE_NONE) {
+        cu_event event = cuda_event_take(g);
+        if (event && cuda_ok(g, "cuEventRecord", the.driver.event_record(event, ret->stream))) {
+            ret->owner = g;
+            ret->event = event;
+            st = CAIRN_OK;
+        } else {
+            if (event)
+                cuda_event_give(g, event);
+            st = CAIRN_IO;
+        }
+    }
+    cuda_leave(&e);
+    return st;
+}
+
+cairn_status cuda_order_wait(const struct cairn_order_point *p, uint64_t deadline_ns)
+{
+    return cuda_event_wait(p->owner, p->event, deadline_ns);
+}
+
+void cuda_order_end(const struct cairn_order_point *p)
+{
+    cuda_event_give(p->owner, p->event);
+}
+
+/* --- the end, for tests --- */
+
+static void gpu_free(struct cuda_gpu *g)
+{
+    struct cuda_entry e;
+    bool in = cuda_enter(g, &e);
+    for (uint32_t i = 0; i < CUDA_LANES; i++) {
+        struct cuda_lane *l = &g->lanes[i];
+        for (uint32_t k = 0; l->made && k < CUDA_FLIGHTS; k++)
+            the.driver.event_destroy(l->done[k]);
+        if (l->made)
+            the.driver.stream_destroy(l->stream);
+        if (l->stage)
+            cuda_pin_free(l->stage, (size_t)CUDA_FLIGHTS * CUDA_STEP_BYTES);
+    }
+    while (g->event_count)
+        the.driver.event_destroy(g->events[--g->event_count]);
+    if (g->module)
+        the.driver.module_unload(g->module);
+    if (in)
+        cuda_leave(&e);
+    pthread_cond_destroy(&g->lane_free);
+    pthread_mutex_destroy(&g->lock);
+    free(g);
+}
+
+void cairn_cuda_close(void)
+{
+    cuda_pin_end();
+    pthread_mutex_lock(&the.lock);
+    while (the.gpu_count)
+        gpu_free(the.gpus[--the.gpu_count]);
+    the.tried = the.there = false;
+    memset(&the.driver, 0, sizeof the.driver);
+    pthread_mutex_unlock(&the.lock);
+}
+
+const struct cairn_mem_kind cairn_mem_kind_cuda = {.name = "cuda",
+                                                   .mem = CAIRN_MEM_CUDA,
+                                                   .order = cuda_order,
+                                                   .order_wait = cuda_order_wait,
+                                                   .order_end = cuda_order_end,
+                                                   .out = cuda_out,
+                                                   .in = cuda_in,
+                                                   .offer = cuda_offer,
+                                                   .withdraw = cuda_withdraw};
