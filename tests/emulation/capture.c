@@ -1,5 +1,5 @@
-/* Stream capture, as far as others can break it: what is queued on a captured stream by somebody who
- * does not belong to the graph, and calls that may not be made while anything is captured. */
+/* Stream capture, as far as others can break it: what is queued on a captured stream by somebody
+ * who does not belong to the graph, and calls that may not be made while anything is captured. */
 #include "tests/emulation/emulation.h"
 
 static void break_capture(struct stream *s, const char *call, const char *why)

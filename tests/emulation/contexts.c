@@ -8,6 +8,7 @@
 struct thread {
     uint64_t epoch;
     int depth, capture_mode;
+    bool engine;
     struct context *stack[MAX_DEPTH];
 };
 
@@ -116,6 +117,16 @@ int context_depth(void)
 int capture_mode(void)
 {
     return thread()->capture_mode;
+}
+
+bool engine_thread(void)
+{
+    return thread()->engine;
+}
+
+void engine_thread_set(bool on)
+{
+    thread()->engine = on;
 }
 
 int capture_mode_exchange(int mode)

@@ -42,6 +42,30 @@ void emulation_reset(uint64_t seed)
     devices_reset();
 }
 
+void emulation_configure(void)
+{
+    static const char *const times[] = {"earliest", "latest", "random"};
+    const char *text = getenv("CAIRN_EMULATED_CUDA");
+    char word[64];
+    int n;
+
+    for (; text && sscanf(text, " %63[^ ]%n", word, &n) == 1; text += n) {
+        uint64_t value = strchr(word, '=') ? strtoull(strchr(word, '=') + 1, NULL, 0) : 0;
+        if (!strncmp(word, "seed=", 5))
+            emu.rng.state = value;
+        else if (!strncmp(word, "devices=", 8) && value <= MAX_DEVICES)
+            emu.device_count = (int)value;
+        else if (!strncmp(word, "version=", 8))
+            emu.version = (int)value;
+        else if (!strncmp(word, "time=", 5))
+            for (int i = EMU_EARLIEST; i <= EMU_RANDOM; i++)
+                emu.time = strcmp(word + 5, times[i]) ? emu.time : (enum emu_time)i;
+        else
+            fprintf(stderr, "CAIRN_EMULATED_CUDA: \"%s\" is none of seed=, devices=, version=, "
+                            "time=earliest|latest|random\n", word);
+    }
+}
+
 void emu_reset(uint64_t seed)
 {
     emu_lock();
@@ -129,6 +153,23 @@ int emu_context_depth(void)
     depth = context_depth();
     emu_unlock();
     return depth;
+}
+
+int emu_capture_mode(void)
+{
+    int mode;
+
+    emu_lock();
+    mode = capture_mode();
+    emu_unlock();
+    return mode;
+}
+
+void emu_engine_thread(int on)
+{
+    emu_lock();
+    engine_thread_set(on);
+    emu_unlock();
 }
 
 cu_context emu_context_current(void)
@@ -275,7 +316,7 @@ uint64_t emu_pending(void)
     uint64_t n;
 
     emu_lock();
-    n = streams_pending();
+    n = streams_pending(NULL);
     emu_unlock();
     return n;
 }

@@ -1,9 +1,12 @@
-/* What a test says to the emulated CUDA driver behind its back. The library exports these beside the
- * driver's entry points, so that whoever has it open (dlsym, ctypes) can call them. Any thread may,
- * at any time, except emu_reset.
+/* What a test says to the emulated CUDA driver behind Cairn's back. The library exports these
+ * beside the driver's entry points, so that whoever has it open (dlsym, ctypes) can call them. Any
+ * thread may, at any time, except emu_reset.
  *
- * Results are those of the driver. Where a stream is named, NULL is the legacy stream of the context
- * that is current to the calling thread. */
+ * Results are those of the driver. Where a stream is named, NULL is the legacy stream of the
+ * context that is current to the calling thread.
+ *
+ * A program that no test speaks to takes its beginning from the environment, and says at its end
+ * what it did wrong: CAIRN_EMULATED_CUDA="devices=2 version=12040 time=random seed=7". */
 #ifndef CAIRN_TESTS_CUDA_EMULATION_H
 #define CAIRN_TESTS_CUDA_EMULATION_H
 
@@ -35,6 +38,9 @@ EMU_API cu_result emu_context_destroy(cu_context context);
 /* The calling thread's: how many are pushed, and the top one. */
 EMU_API int emu_context_depth(void);
 EMU_API cu_context emu_context_current(void);
+EMU_API int emu_capture_mode(void);
+/* The calling thread is one of an engine that may not wait: calls that may block are violations. */
+EMU_API void emu_engine_thread(int on);
 
 /* Device memory that belongs to a device and to no context, as that of pools and of virtual memory
  * (expandable segments) does: CU_POINTER_CONTEXT gives NULL. Freed by cuMemFree. */
@@ -56,8 +62,8 @@ EMU_API void emu_drain(void);
 /* Operations that are queued and not done, in all streams. */
 EMU_API uint64_t emu_pending(void);
 
-/* Begins (in global mode, the calling thread being the one that captures) or ends a capture; the end
- * of one that something broke is CU_STREAM_CAPTURE_INVALIDATED. */
+/* Begins (in global mode, the calling thread being the one that captures) or ends a capture; the
+ * end of one that something broke is CU_STREAM_CAPTURE_INVALIDATED. */
 EMU_API cu_result emu_capture(cu_stream stream, int on);
 
 /* The nth call (1 = next) of the name in the driver fails with `result`, once; NULL = of any name.

@@ -1,5 +1,5 @@
-/* The driver's entry points: the lock, the counts and the injected failures, what a call needs of its
- * thread, and where the driver finds its calls by name. */
+/* The driver's entry points: the lock, the counts and the injected failures, what a call needs of
+ * its thread, and how the calls are found by name. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,16 +25,25 @@ enum {
 CU_CALLS(X)
 #undef X
 
-void emu_lock(void)
-{
-    pthread_mutex_lock(&lock);
-    if (!emu.epoch)
-        emulation_reset(1);
-}
-
 void emu_unlock(void)
 {
     pthread_mutex_unlock(&lock);
+}
+
+static void after_fork(void)
+{
+    emu.forked = true;
+    emu_unlock();
+}
+
+void emu_lock(void)
+{
+    pthread_mutex_lock(&lock);
+    if (emu.epoch)
+        return;
+    emulation_reset(1);
+    emulation_configure();
+    pthread_atfork(emu_lock, emu_unlock, after_fork);
 }
 
 static cu_result end(cu_result e)
@@ -43,14 +52,25 @@ static cu_result end(cu_result e)
     return e;
 }
 
+/* Those that a driver may take milliseconds for, or wait for the device in. */
+static bool may_block(int id)
+{
+    return id == CALL_init || id == CALL_alloc || id == CALL_free || id == CALL_host_register ||
+           id == CALL_host_unregister || id == CALL_module_load || id == CALL_module_unload;
+}
+
 static cu_result begin(int id)
 {
     cu_result e;
 
     emu_lock();
     e = fault_at_call(id);
-    if (!e && !emu.initialized && id != CALL_init && id != CALL_driver_version)
+    if (emu.forked)
+        violation("%s: a forked child has no driver", call_name(id));
+    if (!e && (!emu.initialized || emu.forked) && id != CALL_init && id != CALL_driver_version)
         e = CU_NOT_INITIALIZED;
+    if (engine_thread() && may_block(id))
+        violation("%s: may block, and this is a thread of the engine", call_name(id));
     if (emu.time == EMU_RANDOM)
         streams_advance();
     return e;
@@ -119,8 +139,8 @@ static struct event *event_here(cu_event handle, const char *call, cu_result *e)
 static cu_result call_init(unsigned int flags)
 {
     BEGIN(init);
-    if (flags)
-        return end(CU_INVALID_VALUE);
+    if (flags || emu.forked)
+        return end(flags ? CU_INVALID_VALUE : CU_NOT_INITIALIZED);
     if (!emu.device_count)
         return end(CU_NO_DEVICE);
     for (int i = 0; i < emu.device_count && !emu.initialized; i++)
@@ -246,8 +266,11 @@ static cu_result call_primary_release(cu_device device)
         violation("%s: device %d is released more often than it was retained", call, device);
         return end(CU_INVALID_CONTEXT);
     }
-    if (!--c->retains)
-        context_end(c);
+    if (--c->retains)
+        return end(CU_OK);
+    if (streams_pending(c))
+        violation("%s: the context of device %d goes while work is queued in it", call, device);
+    context_end(c);
     return end(CU_OK);
 }
 
@@ -560,7 +583,6 @@ static cu_result call_copy(cu_ptr dst, cu_ptr src, size_t len, cu_stream stream)
 {
     struct piece p = {dst, src, len};
     struct stream *s;
-    struct op *op;
 
     BEGIN(copy);
     s = stream_to_queue(stream, call, &e);
@@ -568,8 +590,7 @@ static cu_result call_copy(cu_ptr dst, cu_ptr src, size_t len, cu_stream stream)
         return end(e);
     if (len && !copy_allowed(p, s->context, call))
         return end(CU_INVALID_VALUE);
-    op = op_copy(call, &p, len ? 1 : 0);
-    stream_queue(s, op);
+    stream_queue(s, op_copy(call, &p, len ? 1 : 0));
     streams_advance();
     return end(CU_OK);
 }
@@ -715,7 +736,6 @@ static cu_result call_launch(cu_function function, unsigned int grid_x, unsigned
     unsigned int threads = block_x * block_y * block_z;
     const struct kernel *kernel;
     struct stream *s;
-    struct op *op;
 
     BEGIN(launch);
     s = stream_to_queue(stream, call, &e);
@@ -725,17 +745,12 @@ static cu_result call_launch(cu_function function, unsigned int grid_x, unsigned
     if (!kernel)
         return end(CU_INVALID_HANDLE);
     if (!grid_x || !grid_y || !grid_z || !threads || threads > 1024 || shared > 48u * 1024 ||
-        !parameters || extra) {
+        !parameters || !parameters[0] || extra) {
         violation("%s: a grid of %u x %u x %u, blocks of %u x %u x %u, %u bytes shared", call,
                   grid_x, grid_y, grid_z, block_x, block_y, block_z, shared);
         return end(CU_INVALID_VALUE);
     }
-    op = op_new(OP_KERNEL, kernel->name);
-    op->launch = (struct launch){.kernel = kernel, .grid = grid_x * grid_y * grid_z,
-                                 .block = threads};
-    for (size_t i = 0; i < MAX_PARAMETERS && kernel->parameter_len[i]; i++)
-        memcpy(&op->launch.parameters[i], parameters[i], kernel->parameter_len[i]);
-    stream_queue(s, op);
+    stream_queue(s, op_kernel(kernel, parameters[0], grid_x * grid_y * grid_z, threads));
     streams_advance();
     return end(CU_OK);
 }

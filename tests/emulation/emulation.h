@@ -1,5 +1,5 @@
-/* Inside the emulated driver. One lock around all of it, taken by driver.c and control.c; every other
- * function here is called with it held. */
+/* Inside the emulated driver. One lock around all of it, taken by driver.c and control.c; every
+ * other function here is called with it held. */
 #ifndef CAIRN_TESTS_EMULATION_H
 #define CAIRN_TESTS_EMULATION_H
 
@@ -55,13 +55,12 @@ struct module {
     struct context *context;
 };
 
-#define MAX_PARAMETERS 8
-
 /* What a kernel was launched with. */
 struct launch {
     const struct kernel *kernel;
-    unsigned int grid, block; /* blocks, threads in each */
-    uint64_t parameters[MAX_PARAMETERS];
+    unsigned int blocks, threads; /* in each */
+    unsigned int first_block;     /* the one that begins; the others follow in turn */
+    void *parameter;              /* a copy of its only one */
 };
 
 struct piece {
@@ -81,8 +80,8 @@ struct op {
     struct op *older, *newer;
     struct place *deps;
     size_t dep_count;
-    struct piece *pieces; /* of a copy, in the order in which they run */
-    size_t piece_count, piece_done;
+    size_t part_count, part_done; /* pieces of a copy or blocks of a kernel */
+    struct piece *pieces;         /* in the order in which they run */
     struct piece memory; /* of a fill or a read */
     int byte;
     struct launch launch;
@@ -90,11 +89,10 @@ struct op {
 
 struct kernel {
     const char *name;
-    size_t parameter_len[MAX_PARAMETERS]; /* 0: none from here on */
+    size_t parameter_len;
     /* Whether it touches any byte of [at, at + len). */
-    bool (*uses)(const struct launch *l, const struct context *c, cu_ptr at, size_t len);
-    /* Does all of it, or a part if it is to break down. */
-    cu_result (*run)(const struct launch *l, const struct context *c, bool part);
+    bool (*uses)(const struct launch *l, cu_ptr at, size_t len);
+    cu_result (*run)(const struct launch *l, const struct context *c, unsigned int block);
 };
 
 struct device {
@@ -106,17 +104,23 @@ struct emulation {
     struct rng rng;
     enum emu_time time;
     int version, device_count;
-    bool initialized, modules_load;
+    bool initialized, modules_load, forked;
     struct device devices[MAX_DEVICES];
     struct context *contexts;
     struct stream *streams;
-    uint64_t epoch; /* resets so far, so that what a thread holds from before one is known as stale */
+    uint64_t epoch; /* resets so far: what a thread holds from before one is stale */
 };
 
 extern struct emulation emu;
 
 /* ---- handles.c: opaque values that name objects; never used twice, so a stale one is known. */
-enum handle_kind { HANDLE_CONTEXT = 1, HANDLE_STREAM, HANDLE_EVENT, HANDLE_MODULE, HANDLE_FUNCTION };
+enum handle_kind {
+    HANDLE_CONTEXT = 1,
+    HANDLE_STREAM,
+    HANDLE_EVENT,
+    HANDLE_MODULE,
+    HANDLE_FUNCTION,
+};
 
 void *handle_new(enum handle_kind kind, void *object);
 /* NULL if it names no live object of the kind, which is a violation. */
@@ -142,6 +146,8 @@ int context_depth(void);
 /* Of the calling thread. */
 int capture_mode_exchange(int mode);
 int capture_mode(void);
+bool engine_thread(void);
+void engine_thread_set(bool on);
 
 /* ---- streams.c */
 struct stream *stream_new(struct context *c, bool non_blocking);
@@ -165,7 +171,8 @@ void stream_lift_blocks(struct stream *s);
 void streams_drop(struct context *c);
 /* What is queued that uses [at, at + len), or NULL. */
 const char *streams_using(cu_ptr at, size_t len);
-uint64_t streams_pending(void);
+/* Operations not done; NULL = of all contexts. */
+uint64_t streams_pending(const struct context *c);
 void streams_reset(void);
 
 /* ---- operations.c: what an operation does when its turn has come. */
@@ -173,6 +180,8 @@ void streams_reset(void);
 cu_result op_run(struct op *op, struct context *c, bool *done);
 bool op_uses(const struct op *op, cu_ptr at, size_t len);
 struct op *op_copy(const char *what, const struct piece *pieces, size_t count);
+struct op *op_kernel(const struct kernel *kernel, const void *parameter, unsigned int blocks,
+                     unsigned int threads);
 bool overlap(cu_ptr a, size_t a_len, cu_ptr b, size_t b_len);
 void op_free(struct op *op);
 
@@ -193,8 +202,8 @@ cu_result host_register(void *base, size_t len, unsigned int flags, struct conte
 cu_result host_unregister(void *base);
 cu_result host_device_pointer(cu_ptr *ret, void *base, struct context *c);
 void memory_info(cu_ptr at, struct memory_info *ret);
-/* The bytes of [at, at + len) for work of the context, or NULL with a violation that names `what`, if
- * that is not NULL. Without a context: a debugger's sight, past the borders of contexts. */
+/* The bytes of [at, at + len) for work of the context, or NULL with a violation that names `what`,
+ * if that is not NULL. Without a context: a debugger's sight, past the borders of contexts. */
 unsigned char *memory_bytes(cu_ptr at, size_t len, bool write, const struct context *c,
                             const char *what);
 /* In device memory, be it freed. */
@@ -205,11 +214,11 @@ uint64_t registrations_live(void);
 void memory_reset(void);
 
 /* ---- capture.c */
-/* What a call may not do to a stream that is captured; a violation breaks the capture. */
+/* What may not be queued on a stream that is captured; a violation breaks the capture. */
 cu_result capture_refuses(struct stream *s, const char *call);
 /* The same for calls that are unsafe while anything is captured. */
 cu_result capture_refuses_unsafe(const char *call);
-/* For stream_capturing: the legacy stream cannot be asked while a blocking one captures. */
+/* The legacy stream cannot be asked while a blocking one captures. */
 cu_result capture_state(struct stream *s, int *ret);
 
 /* ---- faults.c */
@@ -236,6 +245,8 @@ const struct kernel *function_kernel(cu_function function, struct context *c, co
 
 /* ---- control.c */
 void emulation_reset(uint64_t seed);
+/* As the environment has it. */
+void emulation_configure(void);
 
 /* ---- driver.c */
 void emu_lock(void);

@@ -143,7 +143,7 @@ const char *violation_text(void)
     return text;
 }
 
-/* A program that was only handed this library, such as an engine, says what went wrong at its end. */
+/* A program that no test speaks to says what it did wrong at its end. */
 __attribute__((destructor)) static void say_violations(void)
 {
     if (violation_count && !asked)

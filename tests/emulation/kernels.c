@@ -3,68 +3,78 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/cuda_pages.h"
 #include "tests/emulation/emulation.h"
 
-struct cairn_page {
-    uint64_t device, host;
-    uint32_t len, first_tile;
-};
-
-struct copy_pages {
-    cu_ptr pages;
-    uint32_t tile_count, page_count, to_device;
-};
-
-static struct copy_pages copy_pages_of(const struct launch *l)
+/* A tile behind the end of its page would make the threads run over it. */
+static bool tiles_right(const struct cairn_page_table *t)
 {
-    return (struct copy_pages){.pages = l->parameters[0],
-                               .tile_count = (uint32_t)l->parameters[1],
-                               .page_count = (uint32_t)l->parameters[2],
-                               .to_device = (uint32_t)l->parameters[3]};
+    if (t->count == 0 || t->count > CAIRN_PAGES_MAX)
+        return false;
+    for (uint32_t tile = 0; tile < t->tiles; tile++) {
+        const struct cairn_page *p = &t->pages[cairn_tile_page(t->pages, t->count, tile)];
+        uint64_t from = (uint64_t)(tile - p->first_tile) * CAIRN_TILE_BYTES;
+        if (tile < p->first_tile || from >= p->len)
+            return false;
+    }
+    return true;
 }
 
-static bool copy_pages_uses(const struct launch *l, const struct context *c, cu_ptr at, size_t len)
+/* The table with addresses that can be used, or NULL. */
+static struct cairn_page_table *usable(const struct launch *l, const struct context *c)
 {
-    struct copy_pages p = copy_pages_of(l);
-    size_t table_len = p.page_count * sizeof(struct cairn_page);
-    const unsigned char *table = memory_bytes(p.pages, table_len, false, c, NULL);
+    struct cairn_page_table *t = malloc(sizeof(*t));
+    bool right;
 
-    if (overlap(p.pages, table_len, at, len))
-        return true;
-    for (uint32_t i = 0; table && i < p.page_count; i++) {
-        struct cairn_page page;
-        memcpy(&page, table + i * sizeof(page), sizeof(page));
-        if (overlap(page.device, page.len, at, len) || overlap(page.host, page.len, at, len))
+    if (!t)
+        abort();
+    memcpy(t, l->parameter, sizeof(*t));
+    right = tiles_right(t);
+    if (!right)
+        violation("%s: %u pages, %u tiles: a tile is behind the end of its page", l->kernel->name,
+                  t->count, t->tiles);
+    for (uint32_t i = 0; right && i < t->count; i++) {
+        struct cairn_page *p = &t->pages[i];
+        void *device = memory_bytes(p->device, p->len, t->to_device, c, l->kernel->name);
+        void *host = memory_bytes(p->host, p->len, !t->to_device, c, l->kernel->name);
+        p->device = (uint64_t)(uintptr_t)device;
+        p->host = (uint64_t)(uintptr_t)host;
+        right = device && host;
+    }
+    if (right)
+        return t;
+    free(t);
+    return NULL;
+}
+
+static bool copy_pages_uses(const struct launch *l, cu_ptr at, size_t len)
+{
+    const struct cairn_page_table *t = l->parameter;
+
+    for (uint32_t i = 0; i < t->count && i < CAIRN_PAGES_MAX; i++) {
+        const struct cairn_page *p = &t->pages[i];
+        if (overlap(p->device, p->len, at, len) || overlap(p->host, p->len, at, len))
             return true;
     }
     return false;
 }
 
-static cu_result copy_pages_run(const struct launch *l, const struct context *c, bool part)
+static cu_result copy_pages_run(const struct launch *l, const struct context *c,
+                                unsigned int block)
 {
-    const char *name = l->kernel->name;
-    struct copy_pages p = copy_pages_of(l);
-    size_t table_len = p.page_count * sizeof(struct cairn_page);
-    const unsigned char *table = memory_bytes(p.pages, table_len, false, c, name);
+    struct cairn_page_table *t = usable(l, c);
 
-    if (!table)
+    if (!t)
         return CU_ILLEGAL_ADDRESS;
-    for (uint32_t i = 0; i < (part ? p.page_count / 2 : p.page_count); i++) {
-        struct cairn_page page;
-        unsigned char *device, *host;
-        memcpy(&page, table + i * sizeof(page), sizeof(page));
-        device = memory_bytes(page.device, page.len, p.to_device, c, name);
-        host = memory_bytes(page.host, page.len, !p.to_device, c, name);
-        if (!device || !host)
-            return CU_ILLEGAL_ADDRESS;
-        memcpy(p.to_device ? device : host, p.to_device ? host : device, page.len);
-    }
+    for (uint32_t thread = 0; thread < l->threads; thread++)
+        cairn_copy_pages_thread(t, block, l->blocks, thread, l->threads);
+    free(t);
     return CU_OK;
 }
 
 static const struct kernel kernels[] = {
     {.name = "cairn_copy_pages",
-     .parameter_len = {8, 4, 4, 4},
+     .parameter_len = sizeof(struct cairn_page_table),
      .uses = copy_pages_uses,
      .run = copy_pages_run},
 };

@@ -1,8 +1,8 @@
 /* Device memory and registered host memory.
  *
- * The address of device memory is that of a mapping which nobody can touch; the bytes are in another
- * mapping of the same pages, which only the emulation knows. A freed address is never given out
- * again, so that its use is known. */
+ * The address of device memory is that of a mapping which nobody can touch; the bytes are in
+ * another mapping of the same pages, which only the emulation knows. A freed address is never given
+ * out again, so that its use is known. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -241,7 +241,8 @@ void memory_info(cu_ptr at, struct memory_info *ret)
                                     .len = found->len};
 }
 
-static const char *block_fault(const struct range *b, cu_ptr at, size_t len, const struct context *c)
+static const char *block_fault(const struct range *b, cu_ptr at, size_t len,
+                               const struct context *c)
 {
     if (!b->bytes)
         return "in device memory that was freed";

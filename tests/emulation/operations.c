@@ -1,4 +1,4 @@
-/* What queued operations do when their turn has come. Memory is looked up anew then: it may be gone. */
+/* What queued operations do when their turn has come. Memory is looked up then: it may be gone. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -8,6 +8,7 @@ void op_free(struct op *op)
 {
     free(op->deps);
     free(op->pieces);
+    free(op->launch.parameter);
     free(op);
 }
 
@@ -21,7 +22,7 @@ static void swap_pieces(struct piece *a, struct piece *b)
 /* Each in two: what is visible of a copy that runs is any part of it. */
 static void cut_pieces(struct op *op)
 {
-    size_t count = op->piece_count;
+    size_t count = op->part_count;
     struct piece *cut = calloc(2 * count, sizeof(*cut));
 
     if (!cut)
@@ -34,7 +35,7 @@ static void cut_pieces(struct op *op)
     }
     free(op->pieces);
     op->pieces = cut;
-    op->piece_count = 2 * count;
+    op->part_count = 2 * count;
 }
 
 /* Its pieces run in any order. */
@@ -46,10 +47,10 @@ struct op *op_copy(const char *what, const struct piece *pieces, size_t count)
     if (!op->pieces)
         abort();
     memcpy(op->pieces, pieces, count * sizeof(*pieces));
-    op->piece_count = count;
+    op->part_count = count;
     if (emu.time == EMU_RANDOM && count)
         cut_pieces(op);
-    for (size_t i = op->piece_count; i > 1; i--)
+    for (size_t i = op->part_count; i > 1; i--)
         swap_pieces(&op->pieces[i - 1], &op->pieces[rng_below(&emu.rng, i)]);
     return op;
 }
@@ -71,11 +72,11 @@ static cu_result copy_piece(const struct op *op, struct piece p, struct context 
 /* A part of the bytes arrive, and that is all. */
 static void copy_half(struct op *op, struct context *c)
 {
-    size_t half = op->piece_count / 2;
+    size_t half = op->part_count / 2;
 
     op->pieces[half].len /= 2;
-    while (op->piece_done <= half) {
-        if (copy_piece(op, op->pieces[op->piece_done++], c))
+    while (op->part_done <= half) {
+        if (copy_piece(op, op->pieces[op->part_done++], c))
             return;
     }
 }
@@ -84,20 +85,25 @@ static cu_result run_copy(struct op *op, struct context *c, bool *done)
 {
     cu_result e = CU_OK;
 
-    if (op->piece_done == 0 && (e = fault_at_run())) {
+    if (op->part_done == 0 && (e = fault_at_run())) {
         copy_half(op, c);
         return e;
     }
-    e = copy_piece(op, op->pieces[op->piece_done++], c);
-    *done = op->piece_done == op->piece_count;
+    e = copy_piece(op, op->pieces[op->part_done++], c);
+    *done = op->part_done == op->part_count;
     return e;
 }
 
-static cu_result run_kernel(struct op *op, struct context *c)
+/* One block of it. */
+static cu_result run_kernel(struct op *op, struct context *c, bool *done)
 {
-    cu_result fault = fault_at_run();
-    cu_result e = op->launch.kernel->run(&op->launch, c, fault != CU_OK);
+    const struct launch *l = &op->launch;
+    cu_result fault = op->part_done == 0 ? fault_at_run() : CU_OK, e = CU_OK;
+    size_t end = fault ? op->part_count / 2 : op->part_done + 1;
 
+    while (op->part_done < end && !e)
+        e = l->kernel->run(l, c, (unsigned)(l->first_block + op->part_done++) % l->blocks);
+    *done = op->part_done == op->part_count;
     return fault ? fault : e;
 }
 
@@ -114,7 +120,7 @@ cu_result op_run(struct op *op, struct context *c, bool *done)
     case OP_COPY:
         return run_copy(op, c, done);
     case OP_KERNEL:
-        return run_kernel(op, c);
+        return run_kernel(op, c, done);
     case OP_FILL:
         if (!(bytes = memory_bytes(m.dst, m.len, true, c, op->what)))
             return CU_ILLEGAL_ADDRESS;
@@ -129,6 +135,22 @@ cu_result op_run(struct op *op, struct context *c, bool *done)
     abort();
 }
 
+struct op *op_kernel(const struct kernel *kernel, const void *parameter, unsigned int blocks,
+                     unsigned int threads)
+{
+    struct op *op = op_new(OP_KERNEL, kernel->name);
+    void *copy = malloc(kernel->parameter_len);
+
+    if (!copy)
+        abort();
+    memcpy(copy, parameter, kernel->parameter_len);
+    op->part_count = blocks;
+    op->launch = (struct launch){.kernel = kernel, .blocks = blocks, .threads = threads,
+                                 .first_block = (unsigned)rng_below(&emu.rng, blocks),
+                                 .parameter = copy};
+    return op;
+}
+
 bool overlap(cu_ptr a, size_t a_len, cu_ptr b, size_t b_len)
 {
     return a < b + b_len && b < a + a_len;
@@ -139,12 +161,12 @@ bool op_uses(const struct op *op, cu_ptr at, size_t len)
     const struct launch *l = &op->launch;
     struct piece m = op->memory;
 
-    for (size_t i = op->piece_done; i < op->piece_count; i++) {
+    for (size_t i = op->part_done; op->pieces && i < op->part_count; i++) {
         struct piece p = op->pieces[i];
         if (overlap(p.dst, p.len, at, len) || overlap(p.src, p.len, at, len))
             return true;
     }
     if (op->kind == OP_FILL || op->kind == OP_READ)
         return overlap(op->kind == OP_FILL ? m.dst : m.src, m.len, at, len);
-    return op->kind == OP_KERNEL && l->kernel->uses(l, op->stream->context, at, len);
+    return op->kind == OP_KERNEL && l->kernel->uses(l, at, len);
 }

@@ -1,8 +1,8 @@
 /* Streams are queues. An operation may run when those before it in its stream have, and when the
  * places it depends on are reached; when it does run is up to the time that the test chose.
  *
- * All that is queued also stands in one list in the order of the calls. An operation depends on older
- * ones alone, so one walk back finds what something needs and one walk forth can run it. */
+ * All that is queued also stands in one list in the order of the calls. An operation depends on
+ * older ones alone, so one walk back finds what something needs and one walk forth can run it. */
 #include <stdlib.h>
 
 #include "tests/emulation/emulation.h"
@@ -10,7 +10,6 @@
 #define LEGACY_HANDLE ((cu_stream)1)
 
 static struct op *oldest, *newest;
-static uint64_t pending;
 
 struct stream *stream_new(struct context *c, bool non_blocking)
 {
@@ -80,7 +79,6 @@ static void forget(struct op *op)
 {
     *(op->older ? &op->older->newer : &oldest) = op->newer;
     *(op->newer ? &op->newer->older : &newest) = op->older;
-    pending--;
     op_free(op);
 }
 
@@ -207,7 +205,6 @@ void stream_queue(struct stream *s, struct op *op)
     op->older = newest;
     *(newest ? &newest->newer : &oldest) = op;
     newest = op;
-    pending++;
 }
 
 void stream_lift_blocks(struct stream *s)
@@ -233,9 +230,13 @@ const char *streams_using(cu_ptr at, size_t len)
     return NULL;
 }
 
-uint64_t streams_pending(void)
+uint64_t streams_pending(const struct context *c)
 {
-    return pending;
+    uint64_t n = 0;
+
+    for (const struct op *op = oldest; op; op = op->newer)
+        n += !c || op->stream->context == c;
+    return n;
 }
 
 void streams_reset(void)

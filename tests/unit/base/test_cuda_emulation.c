@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/cuda_pages.h"
 #include "tests/emulation/cuda_emulation.h"
 #include "tests/helpers/seed.h"
 
@@ -17,7 +18,8 @@
 #define CONTROLS(X)                                                                       \
     X(emu_reset) X(emu_time) X(emu_devices) X(emu_driver_version) X(emu_attribute)        \
     X(emu_modules_load) X(emu_context_create) X(emu_context_destroy) X(emu_context_depth) \
-    X(emu_context_current) X(emu_alloc_pooled) X(emu_write) X(emu_read)                   \
+    X(emu_context_current) X(emu_capture_mode) X(emu_engine_thread)                       \
+    X(emu_alloc_pooled) X(emu_write) X(emu_read)                                          \
     X(emu_stream_fill) X(emu_stream_read) X(emu_stream_block) X(emu_stream_unblock)       \
     X(emu_stream_sync) X(emu_drain) X(emu_pending) X(emu_capture) X(emu_fail)             \
     X(emu_fail_always) X(emu_fail_queued) X(emu_call_name) X(emu_calls) X(emu_violations) \
@@ -564,15 +566,53 @@ Test(emulation, nobody_disturbs_a_capture)
     cr_assert_eq(t.emu_capture(graph, 1), CU_OK);
     cr_assert_eq(cu.alloc(&more, LEN), CU_OK);
     cr_assert_eq(cu.event_query(e), CU_OK);
+    cr_assert_eq(t.emu_capture_mode(), CU_CAPTURE_MODE_RELAXED);
     cr_assert_eq(t.emu_capture(graph, 0), CU_OK);
 }
 
-/* ---- kernels */
+Test(emulation, the_legacy_stream_stays_away_from_a_capture)
+{
+    cu_stream graph = NULL;
+    cu_event e = event_new();
+    int state;
+    cr_assert_eq(cu.stream_create(&graph, 0), CU_OK);
+    cr_assert_eq(t.emu_capture(graph, 1), CU_OK);
+    cr_assert_eq(cu.stream_capturing(NULL, &state), CU_STREAM_CAPTURE_IMPLICIT);
+    EXPECT_VIOLATION("legacy", CU_STREAM_CAPTURE_IMPLICIT, cu.event_record(e, NULL));
+    cr_assert_eq(t.emu_capture(graph, 0), CU_STREAM_CAPTURE_INVALIDATED);
+    cr_assert_eq(cu.stream_capturing(NULL, &state), CU_OK);
+    cr_assert_eq(state, CU_CAPTURE_NONE);
+}
 
-struct page {
-    uint64_t device, host;
-    uint32_t len, first_tile;
-};
+Test(emulation, a_thread_of_the_engine_may_not_wait)
+{
+    cu_stream s = stream_new();
+    cu_ptr more;
+    t.emu_engine_thread(1);
+    cr_assert_eq(cu.copy(memory, address(host), LEN, s), CU_OK);
+    EXPECT_VIOLATION("block", CU_OK, cu.alloc(&more, LEN));
+    EXPECT_VIOLATION("block", CU_OK, cu.host_unregister(host));
+    t.emu_engine_thread(0);
+    cr_assert_eq(cu.free(more), CU_OK);
+    cr_assert_eq(t.emu_violations(), 2);
+}
+
+Test(emulation, a_forked_child_has_no_driver)
+{
+    int status = 0;
+    pid_t pid = fork();
+    if (pid == 0) {
+        cu_stream s;
+        bool refused = cu.stream_create(&s, 0) == CU_NOT_INITIALIZED &&
+                       cu.init(0) == CU_NOT_INITIALIZED && t.emu_violations() == 2;
+        _exit(refused ? 0 : 1);
+    }
+    cr_assert_eq(waitpid(pid, &status, 0), pid);
+    cr_assert_eq(status, 0);
+    cr_assert_eq(t.emu_violations(), 0);
+}
+
+/* ---- kernels */
 
 static cu_function copy_pages_kernel(void)
 {
@@ -584,37 +624,85 @@ static cu_function copy_pages_kernel(void)
     return function;
 }
 
-static cu_result launch_copy_pages(cu_stream s, const struct page *table, uint32_t count,
-                                   uint32_t to_device)
+static cu_result launch_pages(cu_stream s, struct cairn_page_table *table, unsigned int blocks)
 {
-    cu_ptr at = address(table);
-    uint32_t tiles = count;
-    void *parameters[] = {&at, &tiles, &count, &to_device};
-    return cu.launch(copy_pages_kernel(), 2, 1, 1, 256, 1, 1, 0, s, parameters, NULL);
+    void *parameters[] = {table};
+    return cu.launch(copy_pages_kernel(), blocks, 1, 1, 64, 1, 1, 0, s, parameters, NULL);
+}
+
+/* Pages of odd places and lengths, in another order on each side; what is between stays. */
+static void odd_pages(struct cairn_page_table *table, uint32_t to_device)
+{
+    static const uint32_t places[] = {40001, 3, 16, 60000}, lens[] = {19999, 13, 32768, 1};
+    uint32_t at = 5;
+
+    *table = (struct cairn_page_table){.count = 4, .to_device = to_device};
+    for (int i = 0; i < 4; i++) {
+        table->pages[i] = (struct cairn_page){.device = memory + places[i],
+                                              .host = address(host) + at,
+                                              .len = lens[i],
+                                              .first_tile = table->tiles};
+        table->tiles += (lens[i] + CAIRN_TILE_BYTES - 1) / CAIRN_TILE_BYTES;
+        at += lens[i] + 11;
+    }
+}
+
+static void expect_odd_pages(const unsigned char *device, const unsigned char *at_host,
+                             const struct cairn_page_table *table)
+{
+    for (uint32_t i = 0; i < table->count; i++)
+        cr_assert_arr_eq(device + (table->pages[i].device - memory),
+                         at_host + (table->pages[i].host - address(host)), table->pages[i].len);
 }
 
 Test(emulation, a_kernel_copies_pages)
 {
-    struct page *table = (struct page *)(void *)pages(4096, PROT_READ | PROT_WRITE);
+    static struct cairn_page_table table;
+    static unsigned char seen[LEN], was[LEN];
+    struct rng r = test_rng("pages");
+    for (int mode = EMU_EARLIEST; mode <= EMU_RANDOM; mode++) {
+        cu_stream s = stream_new();
+        cu_event e = event_new();
+        t.emu_time(mode);
+        for (uint32_t to_device = 0; to_device < 2; to_device++) {
+            for (size_t i = 0; i < LEN; i++) {
+                host[i] = (unsigned char)rng_next(&r);
+                was[i] = (unsigned char)rng_next(&r);
+            }
+            cr_assert_eq(t.emu_write(memory, was, LEN), CU_OK);
+            odd_pages(&table, to_device);
+            cr_assert_eq(launch_pages(s, &table, 3), CU_OK);
+            cr_assert_eq(cu.event_record(e, s), CU_OK);
+            wait_for(e);
+            cr_assert_eq(t.emu_read(seen, memory, LEN), CU_OK);
+            expect_odd_pages(seen, host, &table);
+            cr_assert_arr_eq(seen, was, 3);
+            cr_assert_arr_eq(seen + 60001, was + 60001, LEN - 60001);
+        }
+    }
+    cr_assert_eq(t.emu_violations(), 0, "%s", t.emu_violation_text());
+}
+
+Test(emulation, the_pages_of_a_kernel_are_in_use_until_it_ran)
+{
+    static struct cairn_page_table table;
     cu_stream s = stream_new();
-    cu_event e = event_new();
-    cr_assert_eq(cu.host_register(table, 4096, CU_REGISTER_DEVICEMAP), CU_OK);
-    number_parts();
-    for (uint32_t i = 0; i < PARTS; i++)
-        table[i] = (struct page){.device = memory + i * (LEN / PARTS),
-                                 .host = address(host) + (PARTS - 1 - i) * (LEN / PARTS),
-                                 .len = LEN / PARTS, .first_tile = i};
     t.emu_time(EMU_LATEST);
-    cr_assert_eq(launch_copy_pages(s, table, PARTS, 1), CU_OK);
+    odd_pages(&table, 1);
+    cr_assert_eq(launch_pages(s, &table, 2), CU_OK);
     EXPECT_VIOLATION("used", CU_INVALID_VALUE, cu.host_unregister(host));
-    check_reversed();
-    memset(host, 0, LEN);
-    cr_assert_eq(launch_copy_pages(s, table, PARTS, 0), CU_OK);
-    cr_assert_eq(cu.event_record(e, s), CU_OK);
-    wait_for(e);
-    for (size_t i = 0; i < PARTS; i++)
-        cr_assert(all(host + i * (LEN / PARTS), LEN / PARTS, (int)i + 1));
-    munmap(table, 4096);
+    cr_assert_eq(t.emu_stream_sync(s), CU_OK);
+    cr_assert_eq(cu.host_unregister(host), CU_OK);
+}
+
+Test(emulation, a_kernel_with_a_wrong_table_breaks_its_context)
+{
+    static struct cairn_page_table table;
+    cu_stream s = stream_new();
+    odd_pages(&table, 1);
+    table.tiles++;
+    EXPECT_VIOLATION("tile", CU_OK, launch_pages(s, &table, 2));
+    cr_assert_eq(t.emu_stream_sync(s), CU_ILLEGAL_ADDRESS);
 }
 
 Test(emulation, modules_that_fit_no_device)
