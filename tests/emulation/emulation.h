@@ -103,6 +103,7 @@ struct device {
 struct emulation {
     struct rng rng;
     enum emu_time time;
+    unsigned int lull; /* times that random time still lets nothing run */
     int version, device_count;
     bool initialized, modules_load, forked;
     struct device devices[MAX_DEVICES];

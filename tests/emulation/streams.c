@@ -189,10 +189,17 @@ void streams_advance(void)
 {
     if (emu.time == EMU_EARLIEST)
         streams_run_all();
-    if (emu.time == EMU_RANDOM) {
-        for (uint64_t n = rng_below(&emu.rng, 5); n && run_any(); n--)
-            ;
+    if (emu.time != EMU_RANDOM)
+        return;
+    if (emu.lull) {
+        emu.lull--;
+        return;
     }
+    /* Now and then nothing runs for a while: else queues would never grow. */
+    if (rng_one_in(&emu.rng, 8))
+        emu.lull = (unsigned)rng_below(&emu.rng, 100);
+    for (uint64_t n = rng_below(&emu.rng, 4); n && run_any(); n--)
+        ;
 }
 
 void stream_queue(struct stream *s, struct op *op)

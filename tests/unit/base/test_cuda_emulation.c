@@ -793,3 +793,90 @@ Test(emulation, many_threads)
     }
     cr_assert_eq(t.emu_violations(), 0, "%s", t.emu_violation_text());
 }
+
+/* ---- programs */
+
+#define STREAMS 4
+#define REGIONS 6
+#define REGION (LEN / REGIONS)
+#define STEPS 120
+
+/* A random program of fills and copies between regions of host and device memory over several
+ * streams, and what it does when it runs step by step. Each region remembers the event of what
+ * wrote it or read it last; with `waits`, a step waits for those of the regions it touches. */
+struct program {
+    cu_stream streams[STREAMS];
+    cu_event used[2][REGIONS]; /* of host, of device */
+    unsigned char want[2][LEN];
+};
+
+static void touch(struct program *p, cu_stream s, int side, size_t region, bool waits)
+{
+    if (p->used[side][region] && waits)
+        cr_assert_eq(cu.stream_wait(s, p->used[side][region], 0), CU_OK);
+}
+
+static void touched(struct program *p, cu_stream s, int side, size_t region)
+{
+    p->used[side][region] = event_new();
+    cr_assert_eq(cu.event_record(p->used[side][region], s), CU_OK);
+}
+
+static void step(struct program *p, struct rng *r, bool waits)
+{
+    cu_stream s = p->streams[rng_below(r, STREAMS)];
+    size_t device = rng_below(r, REGIONS), other = rng_below(r, REGIONS);
+    int kind = (int)rng_below(r, 3), byte = (int)rng_below(r, 256);
+    cu_ptr there = memory + device * REGION, here = address(host) + other * REGION;
+    unsigned char *want_there = p->want[1] + device * REGION;
+    unsigned char *want_here = p->want[0] + other * REGION;
+
+    touch(p, s, 1, device, waits);
+    if (kind == 0) {
+        cr_assert_eq(t.emu_stream_fill(s, there, REGION, byte), CU_OK);
+        memset(want_there, byte, REGION);
+    } else {
+        touch(p, s, 0, other, waits);
+        cr_assert_eq(cu.copy(kind == 1 ? there : here, kind == 1 ? here : there, REGION, s), CU_OK);
+        memcpy(kind == 1 ? want_there : want_here, kind == 1 ? want_here : want_there, REGION);
+        touched(p, s, 0, other);
+    }
+    touched(p, s, 1, device);
+}
+
+/* Whether memory holds in the end what it does when the steps run one after the other. */
+static bool runs_as_written(uint64_t seed, int mode, bool waits)
+{
+    static struct program p;
+    static unsigned char seen[LEN];
+    struct rng r = {.state = seed};
+
+    p = (struct program){.used = {{NULL}}};
+    memset(host, 0, LEN);
+    cr_assert_eq(t.emu_write(memory, host, LEN), CU_OK);
+    t.emu_time(mode);
+    for (int i = 0; i < STREAMS; i++)
+        p.streams[i] = stream_new();
+    for (int i = 0; i < STEPS; i++)
+        step(&p, &r, waits);
+    for (int i = 0; i < STREAMS; i++)
+        cr_assert_eq(t.emu_stream_sync(p.streams[i]), CU_OK);
+    cr_assert_eq(t.emu_pending(), 0);
+    cr_assert_eq(t.emu_read(seen, memory, LEN), CU_OK);
+    return !memcmp(seen, p.want[1], LEN) && !memcmp(host, p.want[0], LEN);
+}
+
+Test(emulation, programs_with_all_their_waits_run_as_written_and_others_do_not)
+{
+    struct rng r = test_rng("programs");
+    int wrong[3] = {0};
+    for (int round = 0; round < 20; round++) {
+        uint64_t seed = rng_next(&r);
+        for (int mode = EMU_EARLIEST; mode <= EMU_RANDOM; mode++)
+            cr_assert(runs_as_written(seed, mode, true), "round %d, mode %d", round, mode);
+        for (int mode = EMU_LATEST; mode <= EMU_RANDOM; mode++)
+            wrong[mode] += !runs_as_written(seed, mode, false);
+    }
+    cr_assert(wrong[EMU_LATEST] && wrong[EMU_RANDOM], "missing waits never showed");
+    cr_assert_eq(t.emu_violations(), 0, "%s", t.emu_violation_text());
+}
