@@ -11,38 +11,41 @@
 
 #define KERNEL_BELOW (32u << 10) /* bytes of a page, where nothing was measured */
 #define SPIN_NS 20000u
+#define REFUSALS 8u
 #define SLEEP_MAX_NS 100000u
 
 static struct {
     pthread_mutex_t lock;
     char path[CAIRN_CUDA_PATH_MAX];
-    bool tried, there;
+    bool tried;
     char why[256];
     struct cuda_driver driver;
+    _Atomic(const struct cuda_driver *) loaded; /* it, once it is */
     struct cuda_gpu *gpus[CUDA_GPUS];
     uint32_t gpu_count;
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .path = "libcuda.so.1"};
 
-static const struct cuda_driver *driver_locked(void)
+static void load_locked(void)
 {
-    if (!the.tried) {
-        the.tried = true;
-        if (the.path[0] == '\0')
-            snprintf(the.why, sizeof the.why, "turned off by cuda=no");
-        else
-            the.there = cuda_driver_load(the.path, &the.driver, the.why, sizeof the.why) ==
-                        CAIRN_OK;
-    }
-    return the.there ? &the.driver : NULL;
+    the.tried = true;
+    the.why[0] = '\0';
+    if (the.path[0] == '\0')
+        snprintf(the.why, sizeof the.why, "turned off by cuda=no");
+    else if (cuda_driver_load(the.path, &the.driver, the.why, sizeof the.why) == CAIRN_OK)
+        atomic_store_explicit(&the.loaded, &the.driver, memory_order_release);
 }
 
 const struct cuda_driver *cuda_driver(const char **ret_why)
 {
-    pthread_mutex_lock(&the.lock);
-    const struct cuda_driver *d = driver_locked();
-    pthread_mutex_unlock(&the.lock);
+    const struct cuda_driver *d = atomic_load_explicit(&the.loaded, memory_order_acquire);
     *ret_why = the.why;
-    return d;
+    if (d)
+        return d;
+    pthread_mutex_lock(&the.lock);
+    if (!the.tried)
+        load_locked();
+    pthread_mutex_unlock(&the.lock);
+    return atomic_load_explicit(&the.loaded, memory_order_acquire);
 }
 
 cairn_status cairn_cuda_use(const char *path)
@@ -331,14 +334,17 @@ void cuda_event_give(struct cuda_gpu *g, cu_event e)
 cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_ns)
 {
     uint64_t begin = cairn_now_ns(), pause = 10000;
+    uint32_t refused = 0;
     for (;;) {
         cu_result r = the.driver.event_query(e);
         if (r == CU_OK)
             return CAIRN_OK;
-        if (r != CU_NOT_READY) {
+        if (r != CU_NOT_READY && !passes(r)) {
             cuda_ok(g, "cuEventQuery", r);
             return CAIRN_IO;
         }
+        if (r != CU_NOT_READY && ++refused == REFUSALS)
+            return CAIRN_STATE;
         uint64_t now = cairn_now_ns();
         if (now >= deadline_ns)
             return CAIRN_TIMEOUT;
@@ -382,7 +388,8 @@ cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *
 
 cairn_status cuda_order_wait(const struct cairn_order_point *p, uint64_t deadline_ns)
 {
-    return cuda_event_wait(p->owner, p->event, deadline_ns);
+    cairn_status st = cuda_event_wait(p->owner, p->event, deadline_ns);
+    return st == CAIRN_STATE ? CAIRN_IO : st;
 }
 
 void cuda_order_end(const struct cairn_order_point *p)
@@ -419,11 +426,11 @@ static void gpu_free(struct cuda_gpu *g)
 void cairn_cuda_close(void)
 {
     cuda_pin_end();
-    pthread_mutex_lock(&the.lock);
     while (the.gpu_count)
         gpu_free(the.gpus[--the.gpu_count]);
-    the.tried = the.there = false;
-    memset(&the.driver, 0, sizeof the.driver);
+    pthread_mutex_lock(&the.lock);
+    atomic_store_explicit(&the.loaded, NULL, memory_order_release);
+    the.tried = false;
     pthread_mutex_unlock(&the.lock);
 }
 

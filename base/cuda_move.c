@@ -93,7 +93,9 @@ static cairn_status step_wait(struct mover *v)
     cu_event done = v->lane->done[v->first % CUDA_FLIGHTS];
     bool off = atomic_load_explicit(&g->off, memory_order_relaxed);
     cairn_status st = cuda_event_wait(g, done, off ? 0 : cairn_deadline_ns(HANG_NS));
-    return st == CAIRN_TIMEOUT ? lost(g, "a copy was not done after 10 s") : st;
+    return st == CAIRN_TIMEOUT || st == CAIRN_STATE
+               ? lost(g, "a copy was not done after 10 s, or its end could not be asked for")
+               : st;
 }
 
 /* Ends the oldest step: what came in is checked, and copied to where it belongs. */
@@ -141,6 +143,16 @@ static bool stage_out(const struct cairn_move *m, const struct step *s)
     return true;
 }
 
+/* Once more where the driver refused: without the mark nobody knows when the memory is free. */
+static bool mark_end(struct mover *v, uint32_t place)
+{
+    for (uint32_t tries = 0; tries < 4; tries++)
+        if (cuda_ok(v->lane->gpu, "cuEventRecord",
+                    v->driver->event_record(v->lane->done[place], v->lane->stream)))
+            return true;
+    return false;
+}
+
 /* Queues the next step. */
 static cairn_status step_begin(struct mover *v)
 {
@@ -160,8 +172,7 @@ static cairn_status step_begin(struct mover *v)
         return CAIRN_CORRUPT;
     bool queued = queue_copies(v, pinned ? m->value + s->at : s->stage, device, s->len);
     /* Also after a copy that was refused: those before it are on their way. */
-    if (!cuda_ok(v->lane->gpu, "cuEventRecord",
-                 v->driver->event_record(v->lane->done[place], v->lane->stream)))
+    if (!mark_end(v, place))
         return lost(v->lane->gpu, "the end of a copy cannot be asked for");
     v->next++;
     v->at += s->len;

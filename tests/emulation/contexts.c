@@ -68,6 +68,14 @@ void context_fail(struct context *c, cu_result error)
     streams_drop(c);
 }
 
+void contexts_fail(cu_result error)
+{
+    struct context *c;
+
+    for (size_t at = 0; (c = handle_next(HANDLE_CONTEXT, &at));)
+        context_fail(c, error);
+}
+
 cu_result context_push(cu_context handle)
 {
     struct context *c = handle_object(HANDLE_CONTEXT, handle, "cuCtxPushCurrent");

@@ -67,6 +67,7 @@ EMU_API uint64_t emu_pending(void);
 EMU_API cu_result emu_capture(cu_stream stream, int on);
 
 /* The nth call (1 = next) of the name in the driver fails with `result`, once; NULL = of any name.
+ * One of the results that a context does not survive takes all contexts with it.
  * CU_INVALID_VALUE for a name that is none. */
 EMU_API cu_result emu_fail(const char *call, unsigned int nth, cu_result result);
 /* The same, and with it every call of any name from then on. */

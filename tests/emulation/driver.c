@@ -59,12 +59,21 @@ static bool may_block(int id)
            id == CALL_host_unregister || id == CALL_module_load || id == CALL_module_unload;
 }
 
+/* After such a result nothing that was queued runs any more. */
+static bool stays(cu_result e)
+{
+    return e >= CU_ILLEGAL_ADDRESS && e < CU_NOT_PERMITTED &&
+           e != CU_HOST_MEMORY_ALREADY_REGISTERED && e != CU_HOST_MEMORY_NOT_REGISTERED;
+}
+
 static cu_result begin(int id)
 {
     cu_result e;
 
     emu_lock();
     e = fault_at_call(id);
+    if (stays(e))
+        contexts_fail(e);
     if (emu.forked)
         violation("%s: a forked child has no driver", call_name(id));
     if (!e && (!emu.initialized || emu.forked) && id != CALL_init && id != CALL_driver_version)

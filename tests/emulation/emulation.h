@@ -139,6 +139,8 @@ struct context *context_new(int device, bool primary);
 void context_end(struct context *c);
 /* Marks it as of no use and drops what is queued in it. */
 void context_fail(struct context *c, cu_result error);
+/* All of them. */
+void contexts_fail(cu_result error);
 cu_result context_push(cu_context handle);
 cu_result context_pop(cu_context *ret);
 /* The calling thread's context; NULL if there is none. */

@@ -1,0 +1,513 @@
+/* Moves between host memory and a GPU's, on the emulated driver: every copy may run at once or only
+ * when its end is asked for, so that a wait that is missing shows as wrong bytes. */
+#include "base/cuda.h"
+
+#include <sys/mman.h>
+
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/mem.h"
+#include "base/move.h"
+#include "tests/helpers/gpu.h"
+
+#define MIB (1024u * 1024u)
+#define VALUE_MAX (5u * MIB)
+#define PATIENCE (cairn_deadline_ns(20 * CAIRN_NS_PER_S))
+
+struct host {
+    char *value, *other;
+    bool offered;
+    uint64_t checks[CAIRN_PIECES_MAX], made[CAIRN_PIECES_MAX];
+};
+
+static struct cairn_iov runs[GPU_RUNS_MAX];
+
+static void settle(void)
+{
+    while (!cuda_pin_settled())
+        nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+}
+
+static struct host host_open(bool offered)
+{
+    struct host h = {.offered = offered};
+    h.value = cairn_table_alloc(VALUE_MAX);
+    h.other = cairn_table_alloc(VALUE_MAX);
+    cr_assert(h.value && h.other);
+    if (offered)
+        cairn_memory_offer(h.value, VALUE_MAX, true);
+    return h;
+}
+
+static void host_close(struct host *h)
+{
+    if (h->offered)
+        cairn_memory_withdraw(h->value);
+    cairn_table_free(h->value, VALUE_MAX);
+    cairn_table_free(h->other, VALUE_MAX);
+}
+
+/* A first move makes the GPU known, after which what was offered is pinned. */
+static void make_known(struct gpu *g, struct host *h)
+{
+    struct cairn_iov one = {(void *)(uintptr_t)g->memory, 16};
+    struct cairn_sgl list = {.iov = &one, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g->stream};
+    cr_assert_eq(cairn_move_out(&list, 0, h->value, 16, 0, 16, NULL, PATIENCE), CAIRN_OK);
+    settle();
+}
+
+static cairn_status ordered_out(const struct cairn_sgl *list, size_t list_off, const struct host *h,
+                                size_t value_len, size_t off, size_t len, bool verify,
+                                uint64_t deadline)
+{
+    struct cairn_order order = {.count = 0};
+    cairn_order_add(&order, list);
+    cairn_order_enter(&order);
+    cairn_status st = cairn_move_out(list, list_off, h->value, value_len, off, len,
+                                     verify ? h->checks : NULL, deadline);
+    cairn_order_enter(NULL);
+    cairn_order_end(&order);
+    return st;
+}
+
+static cairn_status ordered_in(void *dst, const struct cairn_sgl *list, size_t len,
+                               uint64_t *checks, uint64_t deadline)
+{
+    struct cairn_order order = {.count = 0};
+    cairn_order_add(&order, list);
+    cairn_order_enter(&order);
+    cairn_status st = cairn_move_in(dst, list, 0, len, checks, deadline);
+    cairn_order_enter(NULL);
+    cairn_order_end(&order);
+    return st;
+}
+
+static size_t some_len(struct rng *r)
+{
+    switch (rng_below(r, 4)) {
+    case 0:
+        return 1 + rng_below(r, 300);
+    case 1:
+        return 1 + rng_below(r, MIB);
+    case 2:
+        return CUDA_STEP_BYTES * (1 + rng_below(r, 4));
+    default:
+        return 1 + rng_below(r, VALUE_MAX);
+    }
+}
+
+static size_t run_max(struct rng *r, size_t len)
+{
+    static const size_t most[] = {2048, 18432, 65536, MIB, VALUE_MAX};
+    size_t n = most[rng_below(r, 5)];
+    return len / n > GPU_RUNS_MAX / 8 ? len : n;
+}
+
+static void one_out(struct gpu *g, struct host *h, struct rng *r)
+{
+    size_t value_len = some_len(r), off = rng_one_in(r, 2) ? 0 : rng_below(r, value_len);
+    size_t len = off ? 1 + rng_below(r, value_len - off) : value_len;
+    struct cairn_sgl list = gpu_list(g, r, len, run_max(r, len), runs);
+    value_fill(h->value, rng_next(r), 1, 0, value_len);
+    cairn_hash_pieces(h->value, value_len, h->checks);
+    cr_assert_eq(ordered_out(&list, 0, h, value_len, off, len, rng_one_in(r, 2), PATIENCE),
+                 CAIRN_OK);
+    cr_assert_eq(emu_pending(), 0, "a copy was under way when the move was over");
+    gpu_read(&list, h->other);
+    cr_assert_eq(memcmp(h->other, h->value + off, len), 0);
+}
+
+static void one_in(struct gpu *g, struct host *h, struct rng *r)
+{
+    size_t len = some_len(r);
+    struct cairn_sgl list = gpu_list(g, r, len, run_max(r, len), runs);
+    value_fill(h->other, rng_next(r), 1, 0, len);
+    gpu_write(&list, h->other);
+    memset(h->value, 0x5a, len);
+    cr_assert_eq(ordered_in(h->value, &list, len, h->made, PATIENCE), CAIRN_OK);
+    cr_assert_eq(emu_pending(), 0, "a copy was under way when the move was over");
+    cr_assert_eq(memcmp(h->value, h->other, len), 0);
+    cairn_hash_pieces(h->other, len, h->checks);
+    cr_assert_eq(memcmp(h->made, h->checks, cairn_piece_count(len) * sizeof(uint64_t)), 0);
+}
+
+/* driver: 12000 has no batched copies, 12080 and 13000 have one form each. */
+static void random_moves(const char *name, int driver, bool offered, bool kernels)
+{
+    struct rng r = test_rng(name);
+    for (int mode = EMU_EARLIEST; mode <= EMU_RANDOM; mode++) {
+        gpu_begin(rng_next(&r), (enum emu_time)mode);
+        emu_driver_version(driver);
+        emu_modules_load(kernels);
+        struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
+        struct host h = host_open(offered);
+        make_known(&g, &h);
+        for (int i = 0; i < 12; i++)
+            rng_one_in(&r, 2) ? one_out(&g, &h, &r) : one_in(&g, &h, &r);
+        host_close(&h);
+        gpu_end();
+    }
+}
+
+Test(cuda, moves_by_batches_of_13)
+{
+    random_moves("batches_of_13", 13000, true, false);
+    cr_assert_eq(emu_calls("cuMemcpyAsync") > 0, true, "single runs are copied by themselves");
+    cr_assert_gt(emu_calls("cuMemcpyBatchAsync"), 0);
+}
+
+Test(cuda, moves_by_batches_of_12_8)
+{
+    random_moves("batches_of_12_8", 12080, true, false);
+    cr_assert_gt(emu_calls("cuMemcpyBatchAsync"), 0);
+}
+
+Test(cuda, moves_one_by_one)
+{
+    random_moves("one_by_one", 12000, true, false);
+    cr_assert_eq(emu_calls("cuMemcpyBatchAsync"), 0);
+}
+
+Test(cuda, moves_with_kernels)
+{
+    random_moves("kernels", 13000, true, true);
+    cr_assert_gt(emu_calls("cuLaunchKernel"), 0);
+}
+
+Test(cuda, moves_of_memory_that_is_not_pinned)
+{
+    random_moves("not_pinned", 13000, false, true);
+}
+
+/* What the engine has queued on the page comes first: it reads the old bytes. */
+Test(cuda, a_load_waits_for_its_stream)
+{
+    gpu_begin(1, EMU_LATEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(true);
+    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    char seen[4096];
+    make_known(&g, &h);
+    memset(h.other, 7, 4096);
+    gpu_write(&list, h.other);
+    memset(h.value, 9, 4096);
+    cr_assert_eq(emu_stream_block(g.stream), CU_OK);
+    cr_assert_eq(emu_stream_read(g.stream, seen, g.memory, sizeof seen), CU_OK);
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, cairn_deadline_ns(5000000)),
+                 CAIRN_TIMEOUT);
+    gpu_read(&list, h.other);
+    cr_assert_eq(h.other[0], 7, "a load that was too late has written");
+    cr_assert_eq(emu_stream_unblock(g.stream), CU_OK);
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_OK);
+    for (size_t i = 0; i < sizeof seen; i++)
+        cr_assert_eq(seen[i], 7);
+    gpu_read(&list, h.other);
+    cr_assert_eq(h.other[4095], 9);
+    host_close(&h);
+    gpu_end();
+}
+
+/* What the engine is still to write is what is saved. */
+Test(cuda, a_save_waits_for_its_stream)
+{
+    for (int legacy = 0; legacy < 2; legacy++) {
+        gpu_begin(2, EMU_LATEST);
+        struct gpu g = gpu_open_on(0, MIB);
+        struct host h = host_open(true);
+        cu_stream stream = legacy ? NULL : g.stream;
+        struct cairn_iov page = {(void *)(uintptr_t)g.memory, 65536};
+        struct cairn_sgl list = {
+            .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = stream};
+        make_known(&g, &h);
+        cr_assert_eq(cu.context_push(g.context), CU_OK);
+        cr_assert_eq(emu_stream_fill(stream, g.memory, 65536, 42), CU_OK);
+        cr_assert_eq(cu.context_pop(&g.context), CU_OK);
+        cr_assert_eq(ordered_in(h.value, &list, 65536, h.made, PATIENCE), CAIRN_OK);
+        for (size_t i = 0; i < 65536; i++)
+            cr_assert_eq(h.value[i], 42);
+        host_close(&h);
+        gpu_end();
+    }
+}
+
+Test(cuda, a_damaged_piece_is_no_hit_and_leaves_nothing_under_way)
+{
+    struct rng r = test_rng("damaged");
+    for (int i = 0; i < 6; i++) {
+        gpu_begin(rng_next(&r), EMU_LATEST);
+        struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
+        struct host h = host_open(i % 2);
+        make_known(&g, &h);
+        struct cairn_sgl list = gpu_list(&g, &r, VALUE_MAX, MIB, runs);
+        value_fill(h.value, 1, 1, 0, VALUE_MAX);
+        cairn_hash_pieces(h.value, VALUE_MAX, h.checks);
+        h.value[rng_below(&r, VALUE_MAX)] ^= 1;
+        cr_assert_eq(ordered_out(&list, 0, &h, VALUE_MAX, 0, VALUE_MAX, true, PATIENCE),
+                     CAIRN_CORRUPT);
+        cr_assert_eq(emu_pending(), 0);
+        host_close(&h);
+        gpu_end();
+    }
+}
+
+Test(cuda, a_capturing_stream_is_refused_and_the_capture_lives)
+{
+    gpu_begin(3, EMU_EARLIEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(true);
+    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    cu_stream other;
+    make_known(&g, &h);
+    cr_assert_eq(cu.context_push(g.context), CU_OK);
+    cr_assert_eq(cu.stream_create(&other, CU_STREAM_NON_BLOCKING), CU_OK);
+    cr_assert_eq(emu_capture(g.stream, 1), CU_OK);
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_IO);
+    /* Beside it all goes on, in the thread that captures too. */
+    list.stream = other;
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_OK);
+    cr_assert_eq(emu_capture(g.stream, 0), CU_OK);
+    cr_assert_eq(cu.stream_destroy(other), CU_OK);
+    cr_assert_eq(cu.context_pop(&g.context), CU_OK);
+    host_close(&h);
+    gpu_end();
+}
+
+Test(cuda, lists_that_are_no_memory_of_one_gpu_are_refused)
+{
+    gpu_begin(4, EMU_EARLIEST);
+    struct gpu a = gpu_open_on(0, MIB), b = gpu_open_on(1, MIB);
+    struct host h = host_open(false);
+    struct cairn_iov two[] = {{(void *)(uintptr_t)a.memory, 64}, {(void *)(uintptr_t)b.memory, 64}};
+    struct cairn_sgl list = {.iov = two, .count = 2, .mem = CAIRN_MEM_CUDA, .stream = a.stream};
+    cr_assert_eq(cairn_move_out(&list, 0, h.value, 128, 0, 128, NULL, PATIENCE), CAIRN_IO);
+    two[1] = (struct cairn_iov){h.other, 64};
+    cr_assert_eq(cairn_move_out(&list, 0, h.value, 128, 0, 128, NULL, PATIENCE), CAIRN_IO);
+    two[1] = (struct cairn_iov){(void *)(uintptr_t)(a.memory + MIB - 32), 64};
+    cr_assert_eq(cairn_move_out(&list, 0, h.value, 128, 0, 128, NULL, PATIENCE), CAIRN_IO);
+    list.mem = 17;
+    cr_assert_eq(cairn_move_out(&list, 0, h.value, 128, 0, 128, NULL, PATIENCE), CAIRN_INVAL);
+    host_close(&h);
+    gpu_end();
+}
+
+Test(cuda, several_gpus_of_one_process)
+{
+    struct rng r = test_rng("several");
+    gpu_begin(rng_next(&r), EMU_RANDOM);
+    struct host h = host_open(true);
+    struct gpu g[3];
+    for (int i = 0; i < 3; i++) {
+        g[i] = gpu_open_on(i, 3 * VALUE_MAX);
+        make_known(&g[i], &h);
+    }
+    for (int i = 0; i < 9; i++)
+        rng_one_in(&r, 2) ? one_out(&g[i % 3], &h, &r) : one_in(&g[i % 3], &h, &r);
+    host_close(&h);
+    gpu_end();
+}
+
+/* Memory of no context, such as torch's expandable segments, is used in the primary one. */
+Test(cuda, memory_without_a_context)
+{
+    struct rng r = test_rng("pooled");
+    gpu_begin(rng_next(&r), EMU_LATEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(true);
+    g.len = 3 * VALUE_MAX;
+    cr_assert_eq(emu_alloc_pooled(&g.memory, g.len, 0), CU_OK);
+    make_known(&g, &h);
+    for (int i = 0; i < 4; i++)
+        rng_one_in(&r, 2) ? one_out(&g, &h, &r) : one_in(&g, &h, &r);
+    host_close(&h);
+    gpu_end();
+}
+
+/* Every call may fail: then the move says so, or its bytes are right all the same. */
+static void fail_each(bool stays, bool offered)
+{
+    struct rng r = test_rng("faults");
+    for (int call = 0; emu_call_name(call); call++) {
+        for (unsigned int nth = 1; nth <= 3; nth++) {
+            bool in = rng_one_in(&r, 2);
+            gpu_begin(rng_next(&r), rng_one_in(&r, 2) ? EMU_LATEST : EMU_RANDOM);
+            struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
+            struct host h = host_open(offered);
+            struct cairn_sgl list = gpu_list(&g, &r, VALUE_MAX, 65536, runs);
+            value_fill(in ? h.other : h.value, 1, 1, 0, VALUE_MAX);
+            cairn_hash_pieces(in ? h.other : h.value, VALUE_MAX, h.checks);
+            if (in)
+                gpu_write(&list, h.other);
+            cu_result result = rng_one_in(&r, 2) ? CU_ILLEGAL_ADDRESS : CU_INVALID_VALUE;
+            if (stays)
+                emu_fail_always(emu_call_name(call), nth, CU_ILLEGAL_ADDRESS);
+            else
+                emu_fail(emu_call_name(call), nth, result);
+            for (int again = 0; again < 3; again++) {
+                cairn_status st = in ? ordered_in(h.value, &list, VALUE_MAX, h.made, PATIENCE)
+                                     : ordered_out(&list, 0, &h, VALUE_MAX, 0, VALUE_MAX, true,
+                                                   PATIENCE);
+                cr_assert(st == CAIRN_OK || st == CAIRN_IO || st == CAIRN_UNSUPPORTED ||
+                              (in && st == CAIRN_STATE),
+                          "%s: %d", emu_call_name(call), st);
+                if (st == CAIRN_OK) {
+                    /* emu_read is no call of the driver's. */
+                    if (!in)
+                        gpu_read(&list, h.other);
+                    cr_assert_eq(memcmp(h.value, h.other, VALUE_MAX), 0, "%s",
+                                 emu_call_name(call));
+                }
+            }
+            host_close(&h);
+            cairn_cuda_close();
+            cr_assert_eq(emu_violations(), 0, "%s: %s", emu_call_name(call), emu_violation_text());
+        }
+    }
+}
+
+Test(cuda, any_call_may_fail_once)
+{
+    fail_each(false, true);
+}
+
+Test(cuda, any_call_may_fail_for_good)
+{
+    fail_each(true, true);
+}
+
+Test(cuda, any_call_may_fail_where_nothing_is_pinned)
+{
+    fail_each(false, false);
+}
+
+/* A copy that fails while it runs takes the context with it: one message, misses from then on. */
+Test(cuda, a_lost_context_is_left_alone)
+{
+    gpu_begin(5, EMU_LATEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(true);
+    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 65536};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    make_known(&g, &h);
+    emu_fail_queued(1, CU_ILLEGAL_ADDRESS);
+    cr_assert_eq(ordered_out(&list, 0, &h, 65536, 0, 65536, false, PATIENCE), CAIRN_IO);
+    uint64_t copies = emu_calls("cuMemcpyAsync"), records = emu_calls("cuEventRecord");
+    for (int i = 0; i < 10; i++)
+        cr_assert_eq(ordered_out(&list, 0, &h, 65536, 0, 65536, false, PATIENCE), CAIRN_IO);
+    cr_assert_eq(emu_calls("cuMemcpyAsync"), copies);
+    cr_assert_eq(emu_calls("cuEventRecord"), records);
+    host_close(&h);
+    gpu_end();
+}
+
+Test(cuda, without_a_driver_there_is_no_gpu_memory)
+{
+    char out[512], err[256];
+    cairn_cuda_close();
+    cr_assert_eq(cairn_cuda_use("/nonexistent/libcuda.so.1"), CAIRN_OK);
+    struct cairn_iov page = {(void *)0x1000, 64};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA};
+    cr_assert_eq(cairn_move_out(&list, 0, out, 64, 0, 64, NULL, PATIENCE), CAIRN_IO);
+    cr_assert_lt(cairn_cuda_describe(out, sizeof out), sizeof out);
+    cr_assert_not_null(strstr(out, "no CUDA driver: /nonexistent/libcuda.so.1"), "%s", out);
+    cr_assert_eq(cairn_cuda_option("/another.so", err, sizeof err), CAIRN_STATE);
+    cr_assert_not_null(strstr(err, "a process has one driver"), "%s", err);
+    cairn_cuda_close();
+}
+
+/* Read-only mappings, as a client has of a node's arena, are pinned where the device can; elsewhere
+ * their copies go through other memory. */
+Test(cuda, read_only_memory)
+{
+    for (int supported = 0; supported < 2; supported++) {
+        gpu_begin(6, EMU_LATEST);
+        emu_attribute(0, CU_DEVICE_READ_ONLY_REGISTER, supported);
+        struct gpu g = gpu_open_on(0, MIB);
+        struct cairn_mapping m;
+        cr_assert_eq(cairn_mapping_open(2 * MIB, "test", &m), CAIRN_OK);
+        memset(m.base, 3, m.len);
+        char *shared = mmap(NULL, m.len, PROT_READ, MAP_SHARED, m.fd, 0);
+        cr_assert_neq(shared, MAP_FAILED);
+        cairn_memory_offer(shared, m.len, false);
+        struct cairn_iov page = {(void *)(uintptr_t)g.memory, MIB};
+        struct cairn_sgl list = {
+            .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+        cr_assert_eq(cairn_move_out(&list, 0, shared, MIB, 0, MIB, NULL, PATIENCE), CAIRN_OK);
+        settle();
+        cu_ptr device;
+        cr_assert_eq(cuda_pinned(shared, MIB, false, &device), supported);
+        cr_assert_not(cuda_pinned(shared, MIB, true, &device));
+        cr_assert_eq(cairn_move_out(&list, 0, shared, MIB, 0, MIB, NULL, PATIENCE), CAIRN_OK);
+        char *seen = malloc(MIB);
+        gpu_read(&list, seen);
+        for (size_t i = 0; i < MIB; i++)
+            cr_assert_eq(seen[i], 3);
+        free(seen);
+        cairn_memory_withdraw(shared);
+        munmap(shared, m.len);
+        cairn_mapping_close(&m);
+        gpu_end();
+    }
+}
+
+Test(cuda, everything_is_given_back)
+{
+    struct rng r = test_rng("leaks");
+    gpu_begin(rng_next(&r), EMU_RANDOM);
+    struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
+    struct host pinned = host_open(true), plain = host_open(false);
+    uint64_t before = emu_leaks();
+    make_known(&g, &pinned);
+    for (int i = 0; i < 4; i++) {
+        one_out(&g, &pinned, &r);
+        one_in(&g, &plain, &r);
+    }
+    host_close(&pinned);
+    host_close(&plain);
+    gpu_end();
+    cr_assert_eq(emu_leaks(), before);
+}
+
+struct mover_thread {
+    struct gpu gpu;
+    uint64_t seed;
+    bool offered;
+};
+
+static void *many_moves(void *arg)
+{
+    struct mover_thread *t = arg;
+    struct rng r = {.state = t->seed};
+    struct host h = host_open(t->offered);
+    struct cairn_iov *iov = calloc(GPU_RUNS_MAX, sizeof *iov);
+    for (int i = 0; i < 6; i++) {
+        size_t len = 1 + rng_below(&r, 2 * MIB);
+        struct cairn_sgl list = gpu_list(&t->gpu, &r, len, 65536, iov);
+        value_fill(h.value, t->seed, (uint64_t)i, 0, len);
+        cairn_hash_pieces(h.value, len, h.checks);
+        cr_assert_eq(ordered_out(&list, 0, &h, len, 0, len, true, PATIENCE), CAIRN_OK);
+        memcpy(h.other, h.value, len);
+        memset(h.value, 0, len);
+        cr_assert_eq(ordered_in(h.value, &list, len, h.made, PATIENCE), CAIRN_OK);
+        cr_assert_eq(memcmp(h.value, h.other, len), 0);
+    }
+    free(iov);
+    host_close(&h);
+    return NULL;
+}
+
+Test(cuda, many_threads)
+{
+    struct rng r = test_rng("threads");
+    struct mover_thread t[CUDA_LANES + 4];
+    pthread_t threads[CUDA_LANES + 4];
+    gpu_begin(rng_next(&r), EMU_RANDOM);
+    for (size_t i = 0; i < CUDA_LANES + 4; i++)
+        t[i] = (struct mover_thread){gpu_open_on(0, 3 * VALUE_MAX), rng_next(&r), i % 2};
+    for (size_t i = 0; i < CUDA_LANES + 4; i++)
+        cr_assert_eq(pthread_create(&threads[i], NULL, many_moves, &t[i]), 0);
+    for (size_t i = 0; i < CUDA_LANES + 4; i++)
+        pthread_join(threads[i], NULL);
+    gpu_end();
+}
