@@ -1,5 +1,5 @@
-/* Kernels as C functions, found by name. They see device memory through memory_bytes: its addresses
- * themselves can be used by nobody. */
+/* Kernels as C functions, found by name: the text of what each thread does, run one thread after the
+ * other. They see device memory through memory_bytes: its addresses can be used by nobody. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,7 +66,7 @@ static cu_result copy_pages_run(const struct launch *l, const struct context *c,
 
     if (!t)
         return CU_ILLEGAL_ADDRESS;
-    for (uint32_t thread = 0; thread < l->threads; thread++)
+    for (uint32_t thread = l->threads; thread-- > 0;)
         cairn_copy_pages_thread(t, block, l->blocks, thread, l->threads);
     free(t);
     return CU_OK;

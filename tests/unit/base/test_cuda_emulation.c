@@ -624,10 +624,15 @@ static cu_function copy_pages_kernel(void)
     return function;
 }
 
-static cu_result launch_pages(cu_stream s, struct cairn_page_table *table, unsigned int blocks)
+/* Its parameter is the launch's own from then on. */
+static cu_result launch_pages(cu_stream s, const struct cairn_page_table *table,
+                              unsigned int blocks)
 {
-    void *parameters[] = {table};
-    return cu.launch(copy_pages_kernel(), blocks, 1, 1, 64, 1, 1, 0, s, parameters, NULL);
+    struct cairn_page_table copy = *table;
+    void *parameters[] = {&copy};
+    cu_result e = cu.launch(copy_pages_kernel(), blocks, 1, 1, 64, 1, 1, 0, s, parameters, NULL);
+    memset(&copy, 0, sizeof(copy));
+    return e;
 }
 
 /* Pages of odd places and lengths, in another order on each side; what is between stays. */
