@@ -39,14 +39,15 @@ static inline struct gpu gpu_open_on(int ordinal, size_t len)
     return g;
 }
 
-static inline void gpu_begin(uint64_t seed, enum emu_time mode)
+/* library: the emulated driver. */
+static inline void gpu_begin(const char *library, uint64_t seed, enum emu_time mode)
 {
     char why[256];
     emu_reset(seed);
     emu_time(mode);
     cr_assert_eq(emu_devices(3), CU_OK);
-    cr_assert_eq(cuda_driver_load(EMULATED_CUDA, &cu, why, sizeof why), CAIRN_OK, "%s", why);
-    cr_assert_eq(cairn_cuda_use(EMULATED_CUDA), CAIRN_OK);
+    cr_assert_eq(cuda_driver_load(library, &cu, why, sizeof why), CAIRN_OK, "%s", why);
+    cr_assert_eq(cairn_cuda_use(library), CAIRN_OK);
 }
 
 /* Nothing that Cairn did was unlawful, and it gives everything back. */

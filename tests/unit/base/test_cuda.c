@@ -136,7 +136,7 @@ static void random_moves(const char *name, int driver, bool offered, bool kernel
 {
     struct rng r = test_rng(name);
     for (int mode = EMU_EARLIEST; mode <= EMU_RANDOM; mode++) {
-        gpu_begin(rng_next(&r), (enum emu_time)mode);
+        gpu_begin(EMULATED_CUDA, rng_next(&r), (enum emu_time)mode);
         emu_driver_version(driver);
         emu_modules_load(kernels);
         struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
@@ -182,7 +182,7 @@ Test(cuda, moves_of_memory_that_is_not_pinned)
 /* What the engine has queued on the page comes first: it reads the old bytes. */
 Test(cuda, a_load_waits_for_its_stream)
 {
-    gpu_begin(1, EMU_LATEST);
+    gpu_begin(EMULATED_CUDA, 1, EMU_LATEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
     struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
@@ -212,7 +212,7 @@ Test(cuda, a_load_waits_for_its_stream)
 Test(cuda, a_save_waits_for_its_stream)
 {
     for (int legacy = 0; legacy < 2; legacy++) {
-        gpu_begin(2, EMU_LATEST);
+        gpu_begin(EMULATED_CUDA, 2, EMU_LATEST);
         struct gpu g = gpu_open_on(0, MIB);
         struct host h = host_open(true);
         cu_stream stream = legacy ? NULL : g.stream;
@@ -235,7 +235,7 @@ Test(cuda, a_damaged_piece_is_no_hit_and_leaves_nothing_under_way)
 {
     struct rng r = test_rng("damaged");
     for (int i = 0; i < 6; i++) {
-        gpu_begin(rng_next(&r), EMU_LATEST);
+        gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_LATEST);
         struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
         struct host h = host_open(i % 2);
         make_known(&g, &h);
@@ -253,7 +253,7 @@ Test(cuda, a_damaged_piece_is_no_hit_and_leaves_nothing_under_way)
 
 Test(cuda, a_capturing_stream_is_refused_and_the_capture_lives)
 {
-    gpu_begin(3, EMU_EARLIEST);
+    gpu_begin(EMULATED_CUDA, 3, EMU_EARLIEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
     struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
@@ -276,7 +276,7 @@ Test(cuda, a_capturing_stream_is_refused_and_the_capture_lives)
 
 Test(cuda, lists_that_are_no_memory_of_one_gpu_are_refused)
 {
-    gpu_begin(4, EMU_EARLIEST);
+    gpu_begin(EMULATED_CUDA, 4, EMU_EARLIEST);
     struct gpu a = gpu_open_on(0, MIB), b = gpu_open_on(1, MIB);
     struct host h = host_open(false);
     struct cairn_iov two[] = {{(void *)(uintptr_t)a.memory, 64}, {(void *)(uintptr_t)b.memory, 64}};
@@ -295,7 +295,7 @@ Test(cuda, lists_that_are_no_memory_of_one_gpu_are_refused)
 Test(cuda, several_gpus_of_one_process)
 {
     struct rng r = test_rng("several");
-    gpu_begin(rng_next(&r), EMU_RANDOM);
+    gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_RANDOM);
     struct host h = host_open(true);
     struct gpu g[3];
     for (int i = 0; i < 3; i++) {
@@ -312,7 +312,7 @@ Test(cuda, several_gpus_of_one_process)
 Test(cuda, memory_without_a_context)
 {
     struct rng r = test_rng("pooled");
-    gpu_begin(rng_next(&r), EMU_LATEST);
+    gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_LATEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
     g.len = 3 * VALUE_MAX;
@@ -331,7 +331,7 @@ static void fail_each(bool stays, bool offered)
     for (int call = 0; emu_call_name(call); call++) {
         for (unsigned int nth = 1; nth <= 3; nth++) {
             bool in = rng_one_in(&r, 2);
-            gpu_begin(rng_next(&r), rng_one_in(&r, 2) ? EMU_LATEST : EMU_RANDOM);
+            gpu_begin(EMULATED_CUDA, rng_next(&r), rng_one_in(&r, 2) ? EMU_LATEST : EMU_RANDOM);
             struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
             struct host h = host_open(offered);
             struct cairn_sgl list = gpu_list(&g, &r, VALUE_MAX, 65536, runs);
@@ -384,7 +384,7 @@ Test(cuda, any_call_may_fail_where_nothing_is_pinned)
 /* A copy that fails while it runs takes the context with it: one message, misses from then on. */
 Test(cuda, a_lost_context_is_left_alone)
 {
-    gpu_begin(5, EMU_LATEST);
+    gpu_begin(EMULATED_CUDA, 5, EMU_LATEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
     struct cairn_iov page = {(void *)(uintptr_t)g.memory, 65536};
@@ -421,7 +421,7 @@ Test(cuda, without_a_driver_there_is_no_gpu_memory)
 Test(cuda, read_only_memory)
 {
     for (int supported = 0; supported < 2; supported++) {
-        gpu_begin(6, EMU_LATEST);
+        gpu_begin(EMULATED_CUDA, 6, EMU_LATEST);
         emu_attribute(0, CU_DEVICE_READ_ONLY_REGISTER, supported);
         struct gpu g = gpu_open_on(0, MIB);
         struct cairn_mapping m;
@@ -454,7 +454,7 @@ Test(cuda, read_only_memory)
 Test(cuda, everything_is_given_back)
 {
     struct rng r = test_rng("leaks");
-    gpu_begin(rng_next(&r), EMU_RANDOM);
+    gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_RANDOM);
     struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
     struct host pinned = host_open(true), plain = host_open(false);
     uint64_t before = emu_leaks();
@@ -502,7 +502,7 @@ Test(cuda, many_threads)
     struct rng r = test_rng("threads");
     struct mover_thread t[CUDA_LANES + 4];
     pthread_t threads[CUDA_LANES + 4];
-    gpu_begin(rng_next(&r), EMU_RANDOM);
+    gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_RANDOM);
     for (size_t i = 0; i < CUDA_LANES + 4; i++)
         t[i] = (struct mover_thread){gpu_open_on(0, 3 * VALUE_MAX), rng_next(&r), i % 2};
     for (size_t i = 0; i < CUDA_LANES + 4; i++)
