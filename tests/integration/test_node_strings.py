@@ -299,6 +299,11 @@ def test_what_needs_no_bytes_reads_none(node_with):
         assert 4000 < wire.call("TTL", names[4]) <= 5000 and wire.call("TTL", "ended") == -2
         assert wire.call("TYPE", names[5]) == "string" and wire.call("TYPE", "ended") == "none"
         assert wire.call("MEMORY", "USAGE", names[6]) >= size
+        assert wire.call("OBJECT", "ENCODING", names[6]) == b"raw"
+        assert wire.call("SET", names[7], "other", "NX") is None
+        assert wire.call("MSETNX", "nobody", "1", names[8], "2") == 0
+        assert wire.call("SET", names[9], "short", "XX", "KEEPTTL") == "OK"
+        assert 4000 < wire.call("TTL", names[9]) <= 5000
         assert wire.call("DEL", *names[:5], "ended", "nobody") == 5
         assert disk_read_bytes(wire) - before < MIB
         assert wire.call("EXISTS", *names) == 5

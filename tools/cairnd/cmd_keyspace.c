@@ -158,13 +158,15 @@ static enum call_flow memory(struct call *c)
     return call_help(c, help, sizeof help / sizeof *help);
 }
 
-/* What Redis would call it. */
+#define EMBEDDED_MAX 44u
+
+/* What Redis would call it: of a long one that does not hang on its bytes. */
 static const char *encoding(const struct string *s)
 {
     int64_t value;
-    if (cairn_decimal_read(s->data, s->len, &value))
-        return "int";
-    return s->len <= 44 ? "embstr" : "raw";
+    if (s->len > EMBEDDED_MAX)
+        return "raw";
+    return cairn_decimal_read(s->data, s->len, &value) ? "int" : "embstr";
 }
 
 static enum call_flow object_look(struct call *c, bool wants_encoding)
@@ -173,7 +175,11 @@ static enum call_flow object_look(struct call *c, bool wants_encoding)
     struct string s;
     if (!string_key(c, 2, &k))
         return CALL_DONE;
-    cairn_status st = string_find(c, &k, wants_encoding ? STRING_BYTES : 0, &s);
+    cairn_status st = string_find(c, &k, 0, &s);
+    if (!st && wants_encoding && s.len <= EMBEDDED_MAX) {
+        string_drop(c, &s);
+        st = string_find(c, &k, STRING_BYTES, &s);
+    }
     if (st == CAIRN_INPROGRESS)
         return CALL_WAITS;
     if (st) {

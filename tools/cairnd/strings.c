@@ -186,7 +186,7 @@ static cairn_status find(struct call *c, const struct string_key *k, uint32_t fl
                          struct string *ret)
 {
     enum cairn_cause cause = CAIRN_CAUSE_NONE;
-    bool header = !(flags & (STRING_BYTES | STRING_SURE)), pinned = true;
+    bool header = !(flags & STRING_BYTES), pinned = true;
     cairn_status st = cairn_vault_space_pin_now(c->node->vault, CAIRN_SPACE_STRINGS, &k->name,
                                                 flags & STRING_BYTES, &ret->pin, &cause);
     if (st == CAIRN_MISS && cause == CAIRN_CAUSE_NO_ROOM)

@@ -57,8 +57,8 @@ struct string {
 #define STRING_SURE 4u  /* a change hangs on it: TIMEOUT is no MISS         */
 
 /* OK and pinned, MISS, or INPROGRESS; TIMEOUT with STRING_SURE. What is damaged or cannot be read
- * is a MISS. With neither STRING_BYTES nor STRING_SURE no more than the header of what is only on
- * disk is read: then it is not pinned, and there is no data. */
+ * is a MISS. Without STRING_BYTES no more than the header of what is only on disk is read: then it
+ * is not pinned, and there is no data. */
 cairn_status string_find(struct call *c, const struct string_key *k, uint32_t flags,
                          struct string *ret);
 void string_drop(struct call *c, struct string *s);
