@@ -15,6 +15,10 @@
 
 #define BACKLOG 511
 #define PAUSE_NS CAIRN_NS_PER_MS
+/* What is sent and not read yet grows to tens of MiB on loopback where the kernel chooses: too much
+ * for any cache, so that every byte costs the reader three times as much, who then stays behind.
+ * Accepted sockets have it of their listener. */
+#define SEND_BYTES (256 * 1024)
 /* Others hold the folder for as long as it takes to bind a socket. */
 #define FOLDER_WAIT_NS (2 * CAIRN_NS_PER_S)
 
@@ -144,8 +148,9 @@ static cairn_status listen_unix(struct cairn_listener *l, const struct refusal *
 
 static cairn_status listen_tcp(struct cairn_listener *l, const struct refusal *r)
 {
-    int on = 1;
+    int on = 1, bytes = SEND_BYTES;
     setsockopt(l->fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    setsockopt(l->fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));
     if (r->addr->at.any.sa_family == AF_INET6)
         setsockopt(l->fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
     if (bind(l->fd, &r->addr->at.any, r->addr->len) != 0 || listen(l->fd, BACKLOG) != 0) {

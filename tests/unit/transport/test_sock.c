@@ -131,6 +131,48 @@ Test(sock, both_ways_on_every_kind)
     rmdir(folder);
 }
 
+/* Sends until the socket takes no more; how much that was. */
+static size_t fill(int fd)
+{
+    static const char bytes[65536];
+    size_t all = 0;
+    for (ssize_t n; (n = send(fd, bytes, sizeof bytes, MSG_DONTWAIT | MSG_NOSIGNAL)) > 0;)
+        all += (size_t)n;
+    cr_assert_eq(errno, EAGAIN);
+    return all;
+}
+
+static size_t drain(int fd)
+{
+    static char bytes[65536];
+    size_t all = 0;
+    for (ssize_t n; (n = recv(fd, bytes, sizeof bytes, MSG_DONTWAIT)) > 0;)
+        all += (size_t)n;
+    return all;
+}
+
+/* What a slow client has not read waits where it lies, not in the socket: also after the client's
+ * side was fast for a while and its buffer grew. */
+Test(sock, little_is_under_way_to_a_client_that_does_not_read)
+{
+    int client, server;
+    tcp_address("127.0.0.1");
+    listening();
+    connected(&client, &server);
+    for (int i = 0; i < 200; i++) {
+        fill(server);
+        drain(client);
+    }
+    drain(client);
+    size_t sent = 0;
+    for (size_t n; (n = fill(server)) > 0; usleep(10000))
+        sent += n;
+    cr_assert_leq(sent, 3u << 20, "%zu bytes", sent);
+    close(client);
+    close(server);
+    cairn_listener_close(&l);
+}
+
 Test(sock, a_dead_daemons_socket_is_replaced)
 {
     unix_address();
