@@ -1,5 +1,5 @@
-/* Kernels as C functions, found by name: the text of what each thread does, run one thread after the
- * other. They see device memory through memory_bytes: its addresses can be used by nobody. */
+/* Kernels as C functions, found by name: Cairn's own text of what each thread does. They see device
+ * memory through memory_bytes: its addresses themselves can be used by nobody. */
 #include <stdlib.h>
 #include <string.h>
 

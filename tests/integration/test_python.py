@@ -78,7 +78,7 @@ def misses(store):
 
 def test_struct_layouts_are_those_of_the_header(tmp_path):
     want = {"cairn_put": _native.PUT, "cairn_get": _native.GET, "cairn_iov": _native.IOV}
-    nested = {"iov": "value.iov", "count": "value.count", "mem": "value.mem"}
+    nested = {name: f"value.{name}" for name in ("iov", "count", "mem", "stream")}
     lines = ['#include <stdio.h>', '#include "connector/cairn.h"', "int main(void) {"]
     for struct, dtype in want.items():
         lines.append(f'printf("{struct} %zu\\n", sizeof(struct {struct}));')
@@ -124,7 +124,7 @@ def test_every_function_of_the_header_is_bound_or_left_out_by_name():
 def test_buffers_are_not_copied():
     data = bytearray(5000)
     shared = (ctypes.c_char * len(data)).from_buffer(data)
-    iov, counts, _ = buffers.runs([data, [memoryview(data)[7:19], np.frombuffer(data, "u2")]],
+    iov, counts, _, _ = buffers.runs([data, [memoryview(data)[7:19], np.frombuffer(data, "u2")]],
                                   "values", True)
     base = ctypes.addressof(shared)
     assert iov.tolist() == [[base, 5000], [base + 7, 12], [base, 5000]]

@@ -88,7 +88,8 @@ def _backend(config: VllmConfig, spec: Any, pages: GroupPages) -> tuple[str | No
     """The attention backend, and the order of bytes inside its pages: the CPU's depends on what
     the processor has."""
     import torch
-    capability = torch.backends.cpu.get_cpu_capability().replace(" ", "-")
+    capability = (torch.backends.cpu.get_cpu_capability().replace(" ", "-")
+                  if pages.device.type == "cpu" else pages.device.type)
     layers = config.compilation_config.static_forward_context
     found = [layers[name] for name in pages.layers if hasattr(layers.get(name), "get_attn_backend")]
     backends = sorted({layer.get_attn_backend().get_name() for layer in found})

@@ -72,8 +72,8 @@ def _packed(dims: list[tuple[int, int]]) -> list[int]:
 
 
 def _layer(name: str, cache: torch.Tensor, num_blocks: int) -> _Layer:
-    if not hasattr(cache, "data_ptr") or cache.device.type != "cpu":
-        raise Unsupported(f"the cache of {name} is not a CPU tensor")
+    if not hasattr(cache, "data_ptr") or cache.device.type not in ("cpu", "cuda"):
+        raise Unsupported(f"the cache of {name} is neither a CPU tensor nor a CUDA one")
     stride, dims = _dims(cache, num_blocks)
     if not _apart([*dims, (num_blocks, stride)]):
         raise Unsupported(f"the blocks of {name} share bytes: shape {tuple(cache.shape)}, "
@@ -101,6 +101,9 @@ class GroupPages:
         self.layers = sorted(caches, key=_natural)
         first = caches[self.layers[0]]
         self.dtype = str(first.dtype).removeprefix("torch.")
+        self.device = first.device
+        if any(cache.device != self.device for cache in caches.values()):
+            raise Unsupported("the layers of a KV group are on several devices")
         made = [_layer(name, caches[name], num_blocks) for name in self.layers]
         rows: list[tuple[int, int, int]] = []
         seen: set[int] = set()
@@ -123,6 +126,15 @@ class GroupPages:
     @property
     def runs_per_block(self) -> int:
         return len(self._base)
+
+    def stream(self) -> int | None:
+        """The CUDA stream that the engine queues its work on now; None where pages are the host's.
+        What is on it already is before a load and in a save; the library waits for that, no thread
+        of the engine does."""
+        if self.device.type == "cpu":
+            return None
+        import torch
+        return int(torch.cuda.current_stream(self.device).cuda_stream)
 
     def runs(self, blocks: np.ndarray) -> np.ndarray:
         """Address and length of every run of these blocks, block after block."""

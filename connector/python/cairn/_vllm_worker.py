@@ -271,12 +271,16 @@ class WorkerSide:
         calls = [sum(len(r) for _, _, r in rows) for rows in ready]
         tags = self._queue.submit_gets_runs(
             batch.keys, batch.iov, batch.counts, calls,
-            fingerprints=batch.fingerprints, timeout=self._options.timeout, **ranges)
+            fingerprints=batch.fingerprints, timeout=self._options.timeout,
+            cuda_stream=self._stream(), **ranges)
         now = time.perf_counter()
         for tag, rows in zip(tags, ready):
             self._flights[tag] = Flight(True, rows, sum(r.size for _, _, r in rows), now,
                                         self._epoch)
         return len(tags)
+
+    def _stream(self) -> int | None:
+        return self._parts[0].pages.stream()
 
     def _begin_saves(self, saves: list[Transfer]) -> None:
         rows = [row for save in saves for row in self._rows(save, False)]
@@ -288,7 +292,8 @@ class WorkerSide:
         batch = together([r for _, _, r in rows])
         tag = self._queue.submit_put_runs(
             batch.keys, batch.iov, batch.counts, parents=batch.parents,
-            fingerprints=batch.fingerprints, timeout=self._options.timeout)
+            fingerprints=batch.fingerprints, timeout=self._options.timeout,
+            cuda_stream=self._stream())
         self._saving += batch.size
         self._flights[tag] = Flight(False, rows, batch.size, time.perf_counter(), self._epoch)
 
