@@ -12,7 +12,7 @@
 #define KERNEL_BELOW (32u << 10) /* bytes of a page, where nothing was measured */
 #define SPIN_NS 20000u
 #define REFUSALS 8u
-#define SLEEP_MAX_NS 100000u
+#define SLEEP_MAX_NS 25000u
 
 static struct {
     pthread_mutex_t lock;
@@ -333,7 +333,7 @@ void cuda_event_give(struct cuda_gpu *g, cu_event e)
 
 cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_ns)
 {
-    uint64_t begin = cairn_now_ns(), pause = 10000;
+    uint64_t begin = cairn_now_ns(), pause = 5000;
     uint32_t refused = 0;
     for (;;) {
         cu_result r = the.driver.event_query(e);

@@ -18,6 +18,7 @@ import torch  # noqa: E402
 from cairn._vllm_apart import LinkedStore, Listener  # noqa: E402
 from cairn._vllm_metrics import PromMetrics, Stats  # noqa: E402
 from cairn._vllm_pages import GroupPages, Unsupported, group_pages  # noqa: E402
+from gpu_engine import DRIVER, LATEST, Gpu  # noqa: E402
 from patience import STALL  # noqa: E402
 from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, dense  # noqa: E402
 
@@ -88,6 +89,46 @@ def test_every_byte_of_a_page_and_no_other(rig, rng, uri, layout):
     allowed = np.concatenate([r.places(g, blocks) for g, blocks in enumerate(target)])
     assert np.isin(changed, allowed).all()
     assert len(changed) > len(allowed) * 0.9
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return Gpu()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pages_on_a_gpu(rig, rng, uri, layout, gpu, monkeypatch):
+    """As above on the emulated driver, whose queued work runs late: a save waits for the step that
+    computes what it saves, which is behind it on the engine's stream."""
+    monkeypatch.setattr(torch.cuda, "current_stream",
+                        lambda device: types.SimpleNamespace(cuda_stream=gpu.stream))
+    gpu.cuda.emu_time(LATEST)
+    r = rig(uri + f"{'&' if '?' in uri else '?'}cuda={DRIVER}", layout, gpu=gpu)
+    whole = gpu.array(0, len(r.raw))
+    keys = some_keys(rng, 2, len(r.per))
+    source, target = distinct(rng, r.per, 2), distinct(rng, r.per, 2)
+    whole.write(r.raw.tobytes())
+    r.save(keys, source)
+    want = [[r.page(g, b) for b in blocks] for g, blocks in enumerate(source)]
+    before = rng.integers(-128, 128, r.raw.shape, dtype=np.int8)
+    whole.write(before.tobytes())
+    got = r.load(keys, target, request="asked")
+    assert got.received == {"asked"} and not got.bad
+    r.raw[:] = np.frombuffer(whole.read(), np.int8)
+    for g, blocks in enumerate(target):
+        for block, bytes_ in zip(blocks, want[g]):
+            assert (r.page(g, block) == bytes_).all()
+    allowed = np.concatenate([r.places(g, blocks) for g, blocks in enumerate(target)])
+    assert np.isin(np.flatnonzero(r.raw != before), allowed).all()
+
+    gpu.fill(whole, 42)  # the engine's next step, not run yet
+    keys = some_keys(rng, 2, len(r.per))
+    r.save(keys, source)
+    whole.write(before.tobytes())
+    assert not r.load(keys, target).bad
+    r.raw[:] = np.frombuffer(whole.read(), np.int8)
+    assert all((r.page(g, b) == 42).all() for g, blocks in enumerate(target) for b in blocks)
+    assert gpu.cuda.emu_violations() == 0, gpu.cuda.emu_violation_text().decode()
 
 
 def test_null_blocks_are_left_alone(rig, rng):
@@ -485,7 +526,7 @@ def _tensors(layout):
 @pytest.mark.parametrize("caches, why", [
     (lambda t: {"a": t}, "no dimension of 40 blocks"),
     (lambda t: {"a": torch.zeros(1, 8).expand(BLOCKS, 8)}, "share bytes"),
-    (lambda t: {"a": torch.zeros(BLOCKS, 4, device="meta")}, "not a CPU tensor"),
+    (lambda t: {"a": torch.zeros(BLOCKS, 4, device="meta")}, "neither a CPU tensor"),
     (lambda t: {"b": torch.zeros(BLOCKS, 4)}, "a has no cache"),
     (lambda t: {"a": torch.zeros(BLOCKS, 4), "b": torch.zeros(BLOCKS, 4)}, "in no KV group"),
 ])

@@ -8,6 +8,7 @@ import torch
 from cairn._vllm_options import options_of
 from cairn._vllm_step import Step, Transfer
 from cairn._vllm_worker import WorkerSide
+from gpu_engine import DeviceTensor
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
 BLOCKS = 40
@@ -114,7 +115,7 @@ def config(uri, *, rank=0, world=1, decode_context_parallel_size=1, **extra):
 class Rig:
     """One rank. `raw` is all its memory as bytes; block 0 is the null block."""
 
-    def __init__(self, uri, layout="one allocation", *, seed=1, **more):
+    def __init__(self, uri, layout="one allocation", *, seed=1, gpu=None, **more):
         size, self.layers, self.block_tokens = LAYOUTS[layout]
         self.raw = np.random.default_rng(seed).integers(-128, 128, size + 64, dtype=np.int8)
         made = torch.from_numpy(self.raw)
@@ -123,8 +124,11 @@ class Rig:
         cache = space(num_blocks=BLOCKS, kv_cache_groups=groups)
         set_up = config(uri, **more)
         self.side = WorkerSide(set_up, cache, options_of(set_up))
-        self.side.register_kv_caches({one.name: one.tensor(made)
-                                      for group in self.layers for one in group})
+        tensors = {one.name: one.tensor(made) for group in self.layers for one in group}
+        if gpu is not None:
+            tensors = {name: DeviceTensor(t, made, gpu.memory.value)
+                       for name, t in tensors.items()}
+        self.side.register_kv_caches(tensors)
         self.described = self.side.get_handshake_metadata()
         self.per = [self.described.chunk_tokens // b for b in self.block_tokens]
         self.last = 0
