@@ -1,5 +1,5 @@
-"""An engine's GPU on the emulated driver (tests/emulation): a context, a stream, and memory that the
-host cannot touch."""
+"""An engine's GPU on the emulated driver (tests/emulation): a context, a stream, and memory that
+the host cannot touch."""
 import ctypes
 import os
 import pathlib

@@ -11,11 +11,13 @@
 #include "tests/helpers/gpu.h"
 
 #define MIB (1024u * 1024u)
-#define VALUE_MAX (5u * MIB)
+#define VALUE_MAX (5u * MIB / 2)
+#define LONG_VALUE (12u * MIB) /* more steps than can be under way */
 #define PATIENCE (cairn_deadline_ns(20 * CAIRN_NS_PER_S))
 
 struct host {
     char *value, *other;
+    size_t len;
     bool offered;
     uint64_t checks[CAIRN_PIECES_MAX], made[CAIRN_PIECES_MAX];
 };
@@ -28,23 +30,28 @@ static void settle(void)
         nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
 }
 
-static struct host host_open(bool offered)
+static struct host host_open_of(size_t len, bool offered)
 {
-    struct host h = {.offered = offered};
-    h.value = cairn_table_alloc(VALUE_MAX);
-    h.other = cairn_table_alloc(VALUE_MAX);
+    struct host h = {.len = len, .offered = offered};
+    h.value = cairn_table_alloc(len);
+    h.other = cairn_table_alloc(len);
     cr_assert(h.value && h.other);
     if (offered)
-        cairn_memory_offer(h.value, VALUE_MAX, true);
+        cairn_memory_offer(h.value, len, true);
     return h;
+}
+
+static struct host host_open(bool offered)
+{
+    return host_open_of(VALUE_MAX, offered);
 }
 
 static void host_close(struct host *h)
 {
     if (h->offered)
         cairn_memory_withdraw(h->value);
-    cairn_table_free(h->value, VALUE_MAX);
-    cairn_table_free(h->other, VALUE_MAX);
+    cairn_table_free(h->value, h->len);
+    cairn_table_free(h->other, h->len);
 }
 
 /* A first move makes the GPU known, after which what was offered is pinned. */
@@ -90,7 +97,7 @@ static size_t some_len(struct rng *r)
     case 1:
         return 1 + rng_below(r, MIB);
     case 2:
-        return CUDA_STEP_BYTES * (1 + rng_below(r, 4));
+        return CUDA_STEP_BYTES * (1 + rng_below(r, 2));
     default:
         return 1 + rng_below(r, VALUE_MAX);
     }
@@ -103,9 +110,9 @@ static size_t run_max(struct rng *r, size_t len)
     return len / n > GPU_RUNS_MAX / 8 ? len : n;
 }
 
-static void one_out(struct gpu *g, struct host *h, struct rng *r)
+static void one_out_of(struct gpu *g, struct host *h, struct rng *r, size_t value_len)
 {
-    size_t value_len = some_len(r), off = rng_one_in(r, 2) ? 0 : rng_below(r, value_len);
+    size_t off = rng_one_in(r, 2) ? 0 : rng_below(r, value_len);
     size_t len = off ? 1 + rng_below(r, value_len - off) : value_len;
     struct cairn_sgl list = gpu_list(g, r, len, run_max(r, len), runs);
     value_fill(h->value, rng_next(r), 1, 0, value_len);
@@ -117,9 +124,8 @@ static void one_out(struct gpu *g, struct host *h, struct rng *r)
     cr_assert_eq(memcmp(h->other, h->value + off, len), 0);
 }
 
-static void one_in(struct gpu *g, struct host *h, struct rng *r)
+static void one_in_of(struct gpu *g, struct host *h, struct rng *r, size_t len)
 {
-    size_t len = some_len(r);
     struct cairn_sgl list = gpu_list(g, r, len, run_max(r, len), runs);
     value_fill(h->other, rng_next(r), 1, 0, len);
     gpu_write(&list, h->other);
@@ -129,6 +135,16 @@ static void one_in(struct gpu *g, struct host *h, struct rng *r)
     cr_assert_eq(memcmp(h->value, h->other, len), 0);
     cairn_hash_pieces(h->other, len, h->checks);
     cr_assert_eq(memcmp(h->made, h->checks, cairn_piece_count(len) * sizeof(uint64_t)), 0);
+}
+
+static void one_out(struct gpu *g, struct host *h, struct rng *r)
+{
+    one_out_of(g, h, r, some_len(r));
+}
+
+static void one_in(struct gpu *g, struct host *h, struct rng *r)
+{
+    one_in_of(g, h, r, some_len(r));
 }
 
 /* driver: 12000 has no batched copies, 12080 and 13000 have one form each. */
@@ -142,7 +158,7 @@ static void random_moves(const char *name, int driver, bool offered, bool kernel
         struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
         struct host h = host_open(offered);
         make_known(&g, &h);
-        for (int i = 0; i < 12; i++)
+        for (int i = 0; i < 8; i++)
             rng_one_in(&r, 2) ? one_out(&g, &h, &r) : one_in(&g, &h, &r);
         host_close(&h);
         gpu_end();
@@ -177,6 +193,21 @@ Test(cuda, moves_with_kernels)
 Test(cuda, moves_of_memory_that_is_not_pinned)
 {
     random_moves("not_pinned", 13000, false, true);
+}
+
+Test(cuda, moves_of_more_steps_than_can_be_under_way)
+{
+    struct rng r = test_rng("long");
+    for (int offered = 0; offered < 2; offered++) {
+        gpu_begin(EMULATED_CUDA, rng_next(&r), rng_one_in(&r, 2) ? EMU_LATEST : EMU_RANDOM);
+        struct gpu g = gpu_open_on(0, 3 * LONG_VALUE);
+        struct host h = host_open_of(LONG_VALUE, offered);
+        make_known(&g, &h);
+        one_out_of(&g, &h, &r, LONG_VALUE - rng_below(&r, MIB));
+        one_in_of(&g, &h, &r, LONG_VALUE - rng_below(&r, MIB));
+        host_close(&h);
+        gpu_end();
+    }
 }
 
 /* What the engine has queued on the page comes first: it reads the old bytes. */
@@ -329,7 +360,7 @@ static void fail_each(bool stays, bool offered)
 {
     struct rng r = test_rng("faults");
     for (int call = 0; emu_call_name(call); call++) {
-        for (unsigned int nth = 1; nth <= 3; nth++) {
+        for (unsigned int nth = 1; nth <= 2; nth++) {
             bool in = rng_one_in(&r, 2);
             gpu_begin(EMULATED_CUDA, rng_next(&r), rng_one_in(&r, 2) ? EMU_LATEST : EMU_RANDOM);
             struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
@@ -344,7 +375,7 @@ static void fail_each(bool stays, bool offered)
                 emu_fail_always(emu_call_name(call), nth, CU_ILLEGAL_ADDRESS);
             else
                 emu_fail(emu_call_name(call), nth, result);
-            for (int again = 0; again < 3; again++) {
+            for (int again = 0; again < 2; again++) {
                 cairn_status st = in ? ordered_in(h.value, &list, VALUE_MAX, h.made, PATIENCE)
                                      : ordered_out(&list, 0, &h, VALUE_MAX, 0, VALUE_MAX, true,
                                                    PATIENCE);
@@ -481,8 +512,8 @@ static void *many_moves(void *arg)
     struct rng r = {.state = t->seed};
     struct host h = host_open(t->offered);
     struct cairn_iov *iov = calloc(GPU_RUNS_MAX, sizeof *iov);
-    for (int i = 0; i < 6; i++) {
-        size_t len = 1 + rng_below(&r, 2 * MIB);
+    for (int i = 0; i < 4; i++) {
+        size_t len = 1 + rng_below(&r, MIB);
         struct cairn_sgl list = gpu_list(&t->gpu, &r, len, 65536, iov);
         value_fill(h.value, t->seed, (uint64_t)i, 0, len);
         cairn_hash_pieces(h.value, len, h.checks);
