@@ -28,8 +28,8 @@ struct cairn_page_table {
     struct cairn_page pages[CAIRN_PAGES_MAX];
 };
 
-/* 16 bytes at once, as one access of the GPU. */
-struct cairn_word16 {
+/* 16 bytes at once: one access of the GPU, which the alignment allows the compiler to make. */
+struct __attribute__((aligned(16))) cairn_word16 {
     uint32_t part[4];
 };
 
