@@ -47,7 +47,9 @@ struct cuda_gpu {
     uint32_t event_count;
     cu_module module;
     cu_function copy_pages;     /* NULL: the copy engines do it all */
-    size_t kernel_below[2];     /* out of, into the device: shorter pages go by the kernel */
+    _Atomic size_t kernel_below[2]; /* out of, into the device: shorter pages go by the kernel */
+    atomic_bool measured;           /* no, they are what no GPU was asked about */
+    cu_ptr measure_memory;          /* 0: none */
     bool read_only_register;
 };
 
@@ -57,6 +59,8 @@ const struct cuda_driver *cuda_driver(const char **ret_why);
 /* The GPU that all of the list lies in, and how its context is entered. CAIRN_INVAL: it is no
  * device memory, or not of one GPU; CAIRN_UNSUPPORTED: no driver; CAIRN_IO: the GPU is off. */
 cairn_status cuda_gpu_of(const struct cairn_sgl *list, struct cuda_gpu **ret);
+/* The first one on the device that is known; NULL: none. Good until cairn_cuda_close. */
+struct cuda_gpu *cuda_gpu_on(cu_device device);
 
 /* A thread's own state before an entry: what it was is put back by leave. */
 struct cuda_entry {
@@ -72,6 +76,14 @@ bool cuda_ok(struct cuda_gpu *g, const char *call, cu_result r);
 /* Entered: a lane of one's own, NULL at the deadline or when the GPU is off. */
 struct cuda_lane *cuda_lane_take(struct cuda_gpu *g, uint64_t deadline_ns);
 void cuda_lane_give(struct cuda_lane *l);
+/* Its own pinned memory is there. */
+bool cuda_lane_stage(struct cuda_lane *l);
+/* A mark behind what was queued, also after a copy that was refused: those before it are on their
+ * way. Without one nobody knows when memory is free, so then the GPU is off. */
+bool cuda_lane_mark(struct cuda_lane *l, uint32_t place);
+/* What is before the mark is done. CAIRN_STATE: nobody will ever know, the GPU is off and what was
+ * queued may still write. */
+cairn_status cuda_lane_wait(struct cuda_lane *l, uint32_t place);
 
 cu_event cuda_event_take(struct cuda_gpu *g); /* NULL: none can be made */
 void cuda_event_give(struct cuda_gpu *g, cu_event e);
@@ -82,9 +94,10 @@ cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_n
 /* Is [at, at + len) pinned as one piece, for the device to write if it is to? Then where the device
  * sees it. */
 bool cuda_pinned(const void *at, size_t len, bool device_writes, cu_ptr *ret_device);
-void cuda_pin_begin(struct cuda_gpu *g); /* in the background: all that was offered, and will be */
+/* In the background: measures the GPU, pins all that was offered and will be. */
+void cuda_pin_begin(struct cuda_gpu *g);
 void cuda_pin_end(void);                 /* before the GPU goes: ends that                       */
-bool cuda_pin_settled(void);             /* is there nothing left to pin?                        */
+bool cuda_pin_settled(void);             /* is there nothing left to pin or measure?             */
 /* Entered: memory of Cairn's own; NULL: none. */
 void *cuda_pin_alloc(struct cuda_gpu *g, size_t len, cu_ptr *ret_device);
 void cuda_pin_free(void *p, size_t len);
@@ -108,7 +121,14 @@ struct cuda_run {
 bool cuda_copy_runs(struct cuda_lane *l, const struct cuda_run *runs, uint32_t count,
                     bool to_device);
 enum cuda_way { CUDA_WAY_ENGINE, CUDA_WAY_KERNEL };
+/* Queues them by that way. */
 bool cuda_copy_by(struct cuda_lane *l, const struct cuda_run *runs, uint32_t count, bool to_device,
                   enum cuda_way way);
+
+/* Sets kernel_below, if that can be done now. */
+void cuda_measure(struct cuda_gpu *g);
+/* For tests: what GPUs that are found from now on have instead, if it is not 0, and how long to
+ * measure the others. */
+void cuda_measure_set(size_t below, uint64_t budget_ns);
 
 #endif

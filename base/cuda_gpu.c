@@ -12,6 +12,7 @@
 #define KERNEL_BELOW (32u << 10) /* bytes of a page, where nothing was measured */
 #define SPIN_NS 20000u
 #define REFUSALS 8u
+#define HANG_NS (10 * CAIRN_NS_PER_S) /* a copy takes microseconds */
 #define SLEEP_MAX_NS 25000u
 
 static struct {
@@ -176,7 +177,8 @@ static void load_kernels(struct cuda_gpu *g)
     if (!r)
         r = the.driver.module_function(&g->copy_pages, g->module, "cairn_copy_pages");
     if (!r) {
-        g->kernel_below[0] = g->kernel_below[1] = KERNEL_BELOW;
+        for (int i = 0; i < 2; i++)
+            atomic_store_explicit(&g->kernel_below[i], KERNEL_BELOW, memory_order_relaxed);
         return;
     }
     g->copy_pages = NULL;
@@ -217,6 +219,17 @@ static struct cuda_gpu *gpu_known(const struct place *at)
         if (the.gpus[i]->context == at->context)
             return the.gpus[i];
     return NULL;
+}
+
+struct cuda_gpu *cuda_gpu_on(cu_device device)
+{
+    struct cuda_gpu *g = NULL;
+    pthread_mutex_lock(&the.lock);
+    for (uint32_t i = 0; i < the.gpu_count && !g; i++)
+        if (the.gpus[i]->device == device)
+            g = the.gpus[i];
+    pthread_mutex_unlock(&the.lock);
+    return g;
 }
 
 static struct cuda_gpu *gpu_get(const struct place *at)
@@ -355,6 +368,41 @@ cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_n
     }
 }
 
+/* Copies are under way whose end nobody will see: the GPU is not used any more, nor is what they
+ * may still write to. */
+static cairn_status lost(struct cuda_gpu *g, const char *what)
+{
+    cuda_ok(g, what, CU_UNKNOWN);
+    return CAIRN_STATE;
+}
+
+bool cuda_lane_stage(struct cuda_lane *l)
+{
+    if (!l->stage)
+        l->stage = cuda_pin_alloc(l->gpu, (size_t)CUDA_FLIGHTS * CUDA_STEP_BYTES,
+                                  &l->stage_device);
+    return l->stage != NULL;
+}
+
+bool cuda_lane_mark(struct cuda_lane *l, uint32_t place)
+{
+    for (uint32_t tries = 0; tries < 4; tries++)
+        if (cuda_ok(l->gpu, "cuEventRecord",
+                    the.driver.event_record(l->done[place], l->stream)))
+            return true;
+    lost(l->gpu, "the end of a copy cannot be asked for");
+    return false;
+}
+
+cairn_status cuda_lane_wait(struct cuda_lane *l, uint32_t place)
+{
+    bool off = atomic_load_explicit(&l->gpu->off, memory_order_relaxed);
+    cairn_status st = cuda_event_wait(l->gpu, l->done[place], off ? 0 : cairn_deadline_ns(HANG_NS));
+    return st == CAIRN_TIMEOUT || st == CAIRN_STATE
+               ? lost(l->gpu, "a copy was not done after 10 s, or its end could not be asked for")
+               : st;
+}
+
 /* --- order --- */
 
 cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *ret)
@@ -414,6 +462,8 @@ static void gpu_free(struct cuda_gpu *g)
     }
     while (g->event_count)
         the.driver.event_destroy(g->events[--g->event_count]);
+    if (g->measure_memory)
+        the.driver.free(g->measure_memory);
     if (g->module)
         the.driver.module_unload(g->module);
     if (in)

@@ -10,9 +10,6 @@
 #include "base/hash.h"
 #include "base/move.h"
 
-/* A copy takes microseconds. One that takes so long hangs, and the device with it. */
-#define HANG_NS (10 * CAIRN_NS_PER_S)
-
 /* Bytes [at, at + len) of the value, on their way; done when the lane's event of its place is. */
 struct step {
     size_t at, len;
@@ -22,7 +19,6 @@ struct step {
 struct mover {
     const struct cairn_move *m;
     struct cuda_lane *lane;
-    const struct cuda_driver *driver;
     bool to_device;
     struct step steps[CUDA_FLIGHTS];
     uint64_t first, next; /* of the steps under way */
@@ -70,40 +66,12 @@ static bool queue_copies(struct mover *v, char *host, cu_ptr host_device, size_t
     return true;
 }
 
-static bool stage_ready(struct cuda_lane *l)
-{
-    if (!l->stage)
-        l->stage = cuda_pin_alloc(l->gpu, (size_t)CUDA_FLIGHTS * CUDA_STEP_BYTES,
-                                  &l->stage_device);
-    return l->stage != NULL;
-}
-
-/* Copies are under way whose end nobody will see: the GPU is not used any more, nor is what they
- * may still write to. */
-static cairn_status lost(struct cuda_gpu *g, const char *what)
-{
-    cuda_ok(g, what, CU_UNKNOWN);
-    return CAIRN_STATE;
-}
-
-/* The oldest step's copies are done. */
-static cairn_status step_wait(struct mover *v)
-{
-    struct cuda_gpu *g = v->lane->gpu;
-    cu_event done = v->lane->done[v->first % CUDA_FLIGHTS];
-    bool off = atomic_load_explicit(&g->off, memory_order_relaxed);
-    cairn_status st = cuda_event_wait(g, done, off ? 0 : cairn_deadline_ns(HANG_NS));
-    return st == CAIRN_TIMEOUT || st == CAIRN_STATE
-               ? lost(g, "a copy was not done after 10 s, or its end could not be asked for")
-               : st;
-}
-
 /* Ends the oldest step: what came in is checked, and copied to where it belongs. */
 static cairn_status step_end(struct mover *v)
 {
     const struct cairn_move *m = v->m;
     const struct step *s = &v->steps[v->first % CUDA_FLIGHTS];
-    cairn_status st = step_wait(v);
+    cairn_status st = cuda_lane_wait(v->lane, v->first % CUDA_FLIGHTS);
     v->first++;
     if (st || v->to_device)
         return st;
@@ -143,16 +111,6 @@ static bool stage_out(const struct cairn_move *m, const struct step *s)
     return true;
 }
 
-/* Once more where the driver refused: without the mark nobody knows when the memory is free. */
-static bool mark_end(struct mover *v, uint32_t place)
-{
-    for (uint32_t tries = 0; tries < 4; tries++)
-        if (cuda_ok(v->lane->gpu, "cuEventRecord",
-                    v->driver->event_record(v->lane->done[place], v->lane->stream)))
-            return true;
-    return false;
-}
-
 /* Queues the next step. */
 static cairn_status step_begin(struct mover *v)
 {
@@ -163,7 +121,7 @@ static cairn_status step_begin(struct mover *v)
     *s = (struct step){.at = v->at, .len = step_len(v)};
     bool pinned = cuda_pinned(m->value + s->at, s->len, !v->to_device, &device);
     if (!pinned) {
-        if (!stage_ready(v->lane))
+        if (!cuda_lane_stage(v->lane))
             return CAIRN_IO;
         s->stage = v->lane->stage + (size_t)place * CUDA_STEP_BYTES;
         device = v->lane->stage_device + (cu_ptr)place * CUDA_STEP_BYTES;
@@ -171,9 +129,8 @@ static cairn_status step_begin(struct mover *v)
     if (v->to_device && !(pinned ? !m->checks || pieces_good(m, s->at, s->len) : stage_out(m, s)))
         return CAIRN_CORRUPT;
     bool queued = queue_copies(v, pinned ? m->value + s->at : s->stage, device, s->len);
-    /* Also after a copy that was refused: those before it are on their way. */
-    if (!mark_end(v, place))
-        return lost(v->lane->gpu, "the end of a copy cannot be asked for");
+    if (!cuda_lane_mark(v->lane, place))
+        return CAIRN_STATE;
     v->next++;
     v->at += s->len;
     return queued ? CAIRN_OK : CAIRN_IO;
@@ -203,7 +160,6 @@ static cairn_status move(const struct cairn_move *m, bool to_device)
     struct mover v = {.m = m, .to_device = to_device, .at = m->off};
     struct cuda_entry e;
     struct cuda_gpu *g;
-    const char *why;
     cairn_status st = cuda_gpu_of(m->list, &g);
     if (st)
         return CAIRN_IO;
@@ -213,7 +169,6 @@ static cairn_status move(const struct cairn_move *m, bool to_device)
     if (!st && !(v.lane = cuda_lane_take(g, m->deadline_ns)))
         st = cairn_now_ns() >= m->deadline_ns ? CAIRN_TIMEOUT : CAIRN_IO;
     if (!st) {
-        v.driver = cuda_driver(&why);
         list_seek(&v, m->list_off);
         st = move_over(&v);
         cuda_lane_give(v.lane);

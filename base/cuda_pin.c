@@ -1,5 +1,6 @@
 /* Pinned memory: what was offered is registered with the driver in the background, since pinning an
- * arena takes seconds; until then, and where it cannot be, copies go through memory of a lane. */
+ * arena takes seconds; until then, and where it cannot be, copies go through memory of a lane. A
+ * GPU is measured before that: it takes milliseconds. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,6 +23,8 @@ static struct {
     pthread_cond_t changed;
     struct offer offers[OFFERS];
     struct cuda_gpu *gpu;
+    struct cuda_gpu *fresh[CUDA_GPUS]; /* to be measured, the one that is being so among them */
+    uint32_t fresh_count;
     pthread_t thread;
     bool running, ending;
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
@@ -79,13 +82,27 @@ static void pin_next(struct offer *o, const struct cuda_driver *d)
     pthread_cond_broadcast(&the.changed);
 }
 
+/* Lock held, let go meanwhile. */
+static void measure_next(void)
+{
+    struct cuda_gpu *g = the.fresh[the.fresh_count - 1];
+    pthread_mutex_unlock(&the.lock);
+    cuda_measure(g);
+    pthread_mutex_lock(&the.lock);
+    for (uint32_t i = 0; i < the.fresh_count; i++)
+        if (the.fresh[i] == g)
+            the.fresh[i] = the.fresh[--the.fresh_count];
+}
+
 static void *pinner(void *arg)
 {
     const struct cuda_driver *d = arg;
     pthread_mutex_lock(&the.lock);
     while (!the.ending) {
         struct offer *o = next_offer();
-        if (o)
+        if (the.fresh_count)
+            measure_next();
+        else if (o)
             pin_next(o, d);
         else
             pthread_cond_wait(&the.changed, &the.lock);
@@ -104,6 +121,10 @@ void cuda_pin_begin(struct cuda_gpu *g)
         the.ending = false;
         /* The thread only reads the driver's table. */
         the.running = pthread_create(&the.thread, NULL, pinner, (void *)(uintptr_t)d) == 0;
+    }
+    if (the.running && g->copy_pages && the.fresh_count < CUDA_GPUS) {
+        the.fresh[the.fresh_count++] = g;
+        pthread_cond_broadcast(&the.changed);
     }
     pthread_mutex_unlock(&the.lock);
 }
@@ -140,13 +161,14 @@ void cuda_pin_end(void)
             unpin(&the.offers[i]);
     the.running = false;
     the.gpu = NULL;
+    the.fresh_count = 0;
     pthread_mutex_unlock(&the.lock);
 }
 
 bool cuda_pin_settled(void)
 {
     pthread_mutex_lock(&the.lock);
-    bool settled = next_offer() == NULL;
+    bool settled = next_offer() == NULL && the.fresh_count == 0;
     pthread_mutex_unlock(&the.lock);
     return settled;
 }
