@@ -64,9 +64,11 @@ class DeviceTensor:
 
     def __init__(self, tensor, raw, address: int) -> None:
         self._tensor, self._address = tensor, address + tensor.data_ptr() - raw.data_ptr()
-        self.shape, self.dtype = tensor.shape, tensor.dtype
-        self.stride, self.element_size = tensor.stride, tensor.element_size
         self.device = type(tensor.device)("cuda:0")
+
+    def __getattr__(self, name: str):
+        """Shape, strides, dtype and the like."""
+        return getattr(self._tensor, name)
 
     def data_ptr(self) -> int:
         return self._address

@@ -9,6 +9,7 @@ import sys
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import cairn
@@ -16,6 +17,7 @@ import sglang_pools as sg
 import torch
 from cairn._sglang_pool import Names, digest_of
 from freeze import freeze, go_on
+from gpu_engine import DRIVER, LATEST, DeviceTensor, Gpu
 from patience import STALL, usual
 from sglang.srt.environ import envs
 from sglang.srt.mem_cache.device_pool_info import KVBufferLayout
@@ -94,6 +96,33 @@ def test_pages_of_every_layout_and_size(attach, rng, make, layout, page):
     assert storage.batch_set_v1(keys[:1], sg.slots(pool, 4)) == [True]
     assert storage.batch_get_v1(keys[:1], sg.slots(pool, 7)) == [True]
     assert sg.page_bytes(pool, 7) == held[0]
+
+
+@pytest.mark.parametrize("layout", ["page_first", "page_unified"])
+def test_pages_on_a_gpu(attach, rng, layout, monkeypatch):
+    """A pool whose buffer is on a device, the emulated driver's."""
+    gpu = Gpu()
+    monkeypatch.setattr(torch.cuda, "current_stream",
+                        lambda device: SimpleNamespace(cuda_stream=gpu.stream))
+    gpu.cuda.emu_time(LATEST)
+    pool = sg.mha(layout)
+    buffer = pool.kv_buffer
+    for p in range(4):
+        sg.fill(pool, p, rng)
+    raw = buffer.view(torch.uint8).numpy().reshape(-1)
+    pool.kv_buffer = DeviceTensor(buffer, buffer, gpu.memory.value)
+    storage = attach(pool, uri=f"{RAM}&cuda={DRIVER}")
+    whole = gpu.array(0, raw.nbytes)
+    whole.write(raw.tobytes())
+    assert storage.batch_set_v1(NAMES[:4], sg.slots(pool, 0, 1, 2, 3)) == [True] * 4
+    assert storage.batch_get_v1(NAMES[:5], sg.slots(pool, 9, 5, 20, 11, 23)) == [True] * 4 + [False]
+    pool.kv_buffer = buffer
+    held = everything(pool)
+    raw[:] = np.frombuffer(whole.read(), np.uint8)
+    for at, p in enumerate((9, 5, 20, 11)):
+        held[p] = held[at]
+    assert everything(pool)[:23] == held[:23]
+    assert gpu.cuda.emu_violations() == 0, gpu.cuda.emu_violation_text().decode()
 
 
 def test_names_are_those_of_the_specification():

@@ -34,6 +34,13 @@ def starts(pool: Any, indices: Any, count: int) -> np.ndarray | None:
     return first
 
 
+def _device(buffer: Any) -> torch.device | None:
+    while isinstance(buffer, (list, tuple)) and buffer:
+        buffer = buffer[0]
+    device = getattr(buffer, "device", None)
+    return device if isinstance(device, torch.device) else None
+
+
 class AddressedPages:
     """A pool that says where its pages are. That is asked once: numpy makes the addresses of a
     batch from the first page's and the step to the next."""
@@ -85,6 +92,13 @@ class AddressedPages:
         out[:, :, 1] = self._sizes
         pieces = len(self._base) // self.parts
         return out.reshape(-1, 2), np.full(len(first) * self.parts, pieces, np.uint32)
+
+    def stream(self) -> int | None:
+        """The CUDA stream that pages on a GPU are used on now; None: they are the host's."""
+        device = _device(self._buffer)
+        if device is None or device.type != "cuda":
+            return None
+        return int(torch.cuda.current_stream(device).cuda_stream)
 
     @property
     def _part_sizes(self) -> np.ndarray:

@@ -91,8 +91,10 @@ class StoredPool:
         if isinstance(self.pages, CopiedPages):
             return self._get_copies(store, self.pages, names, first, timeout)
         iov, counts = self.pages.runs(first)
+        stream = self.pages.stream()
         return self._each(iov, counts, lambda rows, iov, counts, part: store.get_runs(
-            rows, iov, counts, identity=self.identities[part], timeout=timeout), names)
+            rows, iov, counts, identity=self.identities[part], timeout=timeout,
+            cuda_stream=stream), names)
 
     def put(self, store: Store, names: Sequence[str], indices: Any, before: str | None,
             timeout: float) -> list[bool]:
@@ -101,10 +103,10 @@ class StoredPool:
             return [False] * len(names)
         if isinstance(self.pages, CopiedPages):
             taken = [self.pages.taken(int(at)) for at in first]
-            iov, counts, _, keep = runs(taken, "pages", False)
+            iov, counts, streams, keep = runs(taken, "pages", False)
         else:
-            keep = None
             iov, counts = self.pages.runs(first)
+            streams, keep = self.pages.stream(), None
         chain = list(names[:-1]) if before is None else [before, *names[:-1]]
         parents = self.keys(chain)
 
@@ -113,7 +115,7 @@ class StoredPool:
             above = np.zeros_like(rows)
             above[len(rows) - len(parents):] = parents[:, part]
             return store.put_runs(rows, iov, counts, parents=above, timeout=timeout,
-                                  identity=self.identities[part])
+                                  identity=self.identities[part], cuda_stream=streams)
 
         stored = self._each(iov, counts, put_part, names)
         del keep
@@ -135,9 +137,10 @@ class StoredPool:
     def _get_copies(self, store: Store, pages: CopiedPages, names: Sequence[str],
                     first: np.ndarray, timeout: float) -> list[bool]:
         blanks = [pages.blank() for _ in names]
-        iov, counts, _, keep = runs(blanks, "pages", True)
+        iov, counts, streams, keep = runs(blanks, "pages", True)
         good = self._each(iov, counts, lambda rows, iov, counts, part: store.get_runs(
-            rows, iov, counts, identity=self.identities[part], timeout=timeout), names)
+            rows, iov, counts, identity=self.identities[part], timeout=timeout,
+            cuda_stream=streams), names)
         for at, page, ok in zip(first, blanks, good):
             if ok:
                 pages.given(int(at), page)
