@@ -12,6 +12,7 @@
 #define KERNEL_BELOW (32u << 10) /* bytes of a page, where nothing was measured */
 #define SPIN_NS 20000u
 #define REFUSALS 8u
+#define PLACES 128u
 #define HANG_NS (10 * CAIRN_NS_PER_S) /* a copy takes microseconds */
 #define SLEEP_MAX_NS 25000u
 
@@ -248,24 +249,52 @@ static struct cuda_gpu *gpu_get(const struct place *at)
     return g;
 }
 
+/* The allocations that a list lies in: asking for each run would cost as much as its copy. Engines
+ * have one a layer, and a list comes by them in the same order again and again. */
+struct places {
+    struct place at[PLACES];
+    uint32_t count, next;
+};
+
+static bool places_know(struct places *s, cu_ptr p, size_t len)
+{
+    for (uint32_t k = 0; k < s->count; k++) {
+        uint32_t i = (s->next + k) % s->count;
+        if (within(&s->at[i], p, len)) {
+            s->next = i + 1;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* False: it is not device memory, or of another context than those before. */
+static bool places_add(struct places *s, cu_ptr p, size_t len)
+{
+    struct place at;
+    if (!place_of(p, &at) || !primary(&at) || !within(&at, p, len) ||
+        (s->count && at.context != s->at[0].context))
+        return false;
+    uint32_t i = s->count < PLACES ? s->count++ : PLACES - 1; /* the others stay known */
+    s->at[i] = at;
+    s->next = i + 1;
+    return true;
+}
+
 cairn_status cuda_gpu_of(const struct cairn_sgl *list, struct cuda_gpu **ret)
 {
     const char *why;
-    struct place at = {.len = 0};
-    cu_context context = NULL;
+    struct places seen;
+    seen.count = seen.next = 0;
     if (!cuda_driver(&why))
         return CAIRN_UNSUPPORTED;
     for (uint32_t i = 0; i < list->count; i++) {
         cu_ptr p = (cu_ptr)(uintptr_t)list->iov[i].base;
-        if (list->iov[i].len == 0 || (at.len && within(&at, p, list->iov[i].len)))
-            continue;
-        if (!place_of(p, &at) || !primary(&at) || !within(&at, p, list->iov[i].len))
+        size_t len = list->iov[i].len;
+        if (len && !places_know(&seen, p, len) && !places_add(&seen, p, len))
             return CAIRN_INVAL;
-        if (context && context != at.context)
-            return CAIRN_INVAL;
-        context = at.context;
     }
-    struct cuda_gpu *g = at.len ? gpu_get(&at) : NULL;
+    struct cuda_gpu *g = seen.count ? gpu_get(&seen.at[0]) : NULL;
     if (!g)
         return CAIRN_INVAL;
     *ret = g;

@@ -347,6 +347,39 @@ Test(cuda, several_gpus_of_one_process)
     gpu_end();
 }
 
+/* An allocation a layer: the driver is asked once for each, not once for each page. */
+Test(cuda, pages_of_many_allocations)
+{
+    enum { LAYERS = 160, BLOCKS = 16, PAGE = 4096 };
+    gpu_begin(EMULATED_CUDA, 7, EMU_LATEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open_of((size_t)LAYERS * BLOCKS * PAGE, true);
+    struct cairn_sgl list = {.iov = runs, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    cu_ptr layer[LAYERS];
+    make_known(&g, &h);
+    cr_assert_eq(cu.context_push(g.context), CU_OK);
+    for (uint32_t i = 0; i < LAYERS; i++)
+        cr_assert_eq(cu.alloc(&layer[i], BLOCKS * PAGE), CU_OK);
+    cr_assert_eq(cu.context_pop(&g.context), CU_OK);
+    for (uint32_t layers = LAYERS / 2; layers <= LAYERS; layers += LAYERS / 2) {
+        list.count = 0;
+        for (uint32_t b = 0; b < BLOCKS; b++)
+            for (uint32_t i = 0; i < layers; i++)
+                runs[list.count++] =
+                    (struct cairn_iov){(void *)(uintptr_t)(layer[i] + b * PAGE), PAGE};
+        size_t len = (size_t)list.count * PAGE;
+        uint64_t asked = emu_calls("cuPointerGetAttributes");
+        value_fill(h.value, layers, 1, 0, len);
+        cr_assert_eq(ordered_out(&list, 0, &h, len, 0, len, false, PATIENCE), CAIRN_OK);
+        if (layers == LAYERS / 2)
+            cr_assert_leq(emu_calls("cuPointerGetAttributes") - asked, 2 * layers);
+        gpu_read(&list, h.other);
+        cr_assert_eq(memcmp(h.other, h.value, len), 0);
+    }
+    host_close(&h);
+    gpu_end();
+}
+
 /* Memory of no context, such as torch's expandable segments, is used in the primary one. */
 Test(cuda, memory_without_a_context)
 {
