@@ -56,6 +56,9 @@ struct cuda_gpu {
 /* The driver; NULL and why if there is none. Loaded once, by the first who asks. */
 const struct cuda_driver *cuda_driver(const char **ret_why);
 
+/* A child has no driver, nor anything that its parent offered. Called before what a lock guards. */
+void cuda_watch_forks(void);
+
 /* The GPU that all of the list lies in, and how its context is entered. CAIRN_INVAL: it is no
  * device memory, or not of one GPU; CAIRN_UNSUPPORTED: no driver; CAIRN_IO: the GPU is off. */
 cairn_status cuda_gpu_of(const struct cairn_sgl *list, struct cuda_gpu **ret);
@@ -97,6 +100,7 @@ bool cuda_pinned(const void *at, size_t len, bool device_writes, cu_ptr *ret_dev
 /* In the background: measures the GPU, pins all that was offered and will be. */
 void cuda_pin_begin(struct cuda_gpu *g);
 void cuda_pin_end(void);                 /* before the GPU goes: ends that                       */
+void cuda_pin_in_child(void);
 bool cuda_pin_settled(void);             /* is there nothing left to pin or measure?             */
 /* Entered: memory of Cairn's own; NULL: none. */
 void *cuda_pin_alloc(struct cuda_gpu *g, size_t len, cu_ptr *ret_device);
@@ -105,6 +109,7 @@ void cuda_offer(void *base, size_t len, bool writable);
 void cuda_withdraw(void *base);
 
 cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *ret);
+bool cuda_ordered(const struct cairn_order_point *p, const struct cairn_sgl *list);
 cairn_status cuda_order_wait(const struct cairn_order_point *p, uint64_t deadline_ns);
 void cuda_order_end(const struct cairn_order_point *p);
 

@@ -74,7 +74,10 @@ bool cuda_copy_by(struct cuda_lane *l, const struct cuda_run *runs, uint32_t cou
         l->len[i] = runs[i].len;
     }
     bool batch = d->copy_batch_12080 || d->copy_batch_13000;
-    return batch && count > 1 ? by_batch(l, d, count) : one_by_one(l, d, count);
+    if (batch && count > 1 && by_batch(l, d, count))
+        return true;
+    /* What a driver refuses as a batch (as some do that are shared) it may take one by one. */
+    return !atomic_load_explicit(&l->gpu->off, memory_order_relaxed) && one_by_one(l, d, count);
 }
 
 bool cuda_copy_runs(struct cuda_lane *l, const struct cuda_run *runs, uint32_t count,

@@ -37,12 +37,37 @@ static void load_locked(void)
         atomic_store_explicit(&the.loaded, &the.driver, memory_order_release);
 }
 
+/* Locks may have been held by threads that a child does not have. */
+static void in_child(void)
+{
+    bool loaded = atomic_load_explicit(&the.loaded, memory_order_relaxed) != NULL;
+    pthread_mutex_init(&the.lock, NULL);
+    if (loaded) {
+        atomic_store_explicit(&the.loaded, NULL, memory_order_relaxed);
+        snprintf(the.why, sizeof the.why, "a forked child has no CUDA driver: use spawn, not fork");
+        the.gpu_count = 0;
+    }
+    cuda_pin_in_child();
+}
+
+static void watch_forks(void)
+{
+    pthread_atfork(NULL, NULL, in_child);
+}
+
+void cuda_watch_forks(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+}
+
 const struct cuda_driver *cuda_driver(const char **ret_why)
 {
     const struct cuda_driver *d = atomic_load_explicit(&the.loaded, memory_order_acquire);
     *ret_why = the.why;
     if (d)
         return d;
+    cuda_watch_forks();
     pthread_mutex_lock(&the.lock);
     if (!the.tried)
         load_locked();
@@ -53,6 +78,7 @@ const struct cuda_driver *cuda_driver(const char **ret_why)
 cairn_status cairn_cuda_use(const char *path)
 {
     cairn_status st = CAIRN_OK;
+    cuda_watch_forks();
     pthread_mutex_lock(&the.lock);
     if (strlen(path) >= sizeof the.path)
         st = CAIRN_INVAL;
@@ -108,7 +134,7 @@ static bool passes(cu_result r)
     return r == CU_INVALID_VALUE || r == CU_OUT_OF_MEMORY || r == CU_NOT_SUPPORTED ||
            r == CU_NOT_PERMITTED || r == CU_HOST_MEMORY_ALREADY_REGISTERED ||
            r == CU_HOST_MEMORY_NOT_REGISTERED || r == CU_NO_BINARY_FOR_GPU ||
-           (r >= CU_STREAM_CAPTURE_UNSUPPORTED && r < CU_UNKNOWN);
+           (r >= CU_STREAM_CAPTURE_UNSUPPORTED && r <= CU_STREAM_CAPTURE_WRONG_THREAD);
 }
 
 bool cuda_ok(struct cuda_gpu *g, const char *call, cu_result r)
@@ -434,6 +460,35 @@ cairn_status cuda_lane_wait(struct cuda_lane *l, uint32_t place)
 
 /* --- order --- */
 
+/* The handles that name another stream in each context: the default ones. */
+static bool default_stream(const void *stream)
+{
+    return (uintptr_t)stream <= CU_STREAM_PER_THREAD;
+}
+
+/* One that is not is the caller's mistake, and no reason to turn the GPU off. */
+static bool stream_fits(struct cuda_gpu *g, cu_stream stream)
+{
+    cu_context context;
+    if (default_stream(stream))
+        return true;
+    cu_result r = the.driver.stream_context(stream, &context);
+    return r != CU_INVALID_HANDLE && cuda_ok(g, "cuStreamGetCtx", r) && context == g->context;
+}
+
+bool cuda_ordered(const struct cairn_order_point *p, const struct cairn_sgl *list)
+{
+    const struct cuda_gpu *g = p->owner;
+    if (p->stream != list->stream || !default_stream(p->stream))
+        return p->stream == list->stream;
+    struct place at;
+    for (uint32_t i = 0; i < list->count; i++)
+        if (list->iov[i].len)
+            return place_of((cu_ptr)(uintptr_t)list->iov[i].base, &at) && primary(&at) &&
+                   at.context == g->context;
+    return true;
+}
+
 cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *ret)
 {
     struct cuda_gpu *g;
@@ -444,8 +499,8 @@ cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *
         return st;
     if (!cuda_enter(g, &e))
         return CAIRN_IO;
-    st = CAIRN_UNSUPPORTED;
-    if (cuda_ok(g, "cuStreamIsCapturing",
+    st = stream_fits(g, ret->stream) ? CAIRN_UNSUPPORTED : CAIRN_INVAL;
+    if (st == CAIRN_UNSUPPORTED && cuda_ok(g, "cuStreamIsCapturing",
                 the.driver.stream_capturing(ret->stream, &capturing)) &&
         capturing == CU_CAPTURE_NONE) {
         cu_event event = cuda_event_take(g);
@@ -465,7 +520,11 @@ cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *
 
 cairn_status cuda_order_wait(const struct cairn_order_point *p, uint64_t deadline_ns)
 {
+    struct cuda_entry e;
+    if (!cuda_enter(p->owner, &e))
+        return CAIRN_IO;
     cairn_status st = cuda_event_wait(p->owner, p->event, deadline_ns);
+    cuda_leave(&e);
     return st == CAIRN_STATE ? CAIRN_IO : st;
 }
 
@@ -516,6 +575,7 @@ void cairn_cuda_close(void)
 const struct cairn_mem_kind cairn_mem_kind_cuda = {.name = "cuda",
                                                    .mem = CAIRN_MEM_CUDA,
                                                    .order = cuda_order,
+                                                   .ordered = cuda_ordered,
                                                    .order_wait = cuda_order_wait,
                                                    .order_end = cuda_order_end,
                                                    .out = cuda_out,

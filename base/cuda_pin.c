@@ -3,6 +3,7 @@
  * GPU is measured before that: it takes milliseconds. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/cuda.h"
 #include "base/log.h"
@@ -14,7 +15,7 @@
 struct offer {
     char *base; /* NULL: free */
     size_t len, done; /* bytes that are pinned or cannot be */
-    bool writable, busy, failed;
+    bool writable, busy, failed, leaving;
     cu_ptr *device; /* of each pinned piece */
 };
 
@@ -56,7 +57,8 @@ static bool piece_pin(struct cuda_gpu *g, const struct cuda_driver *d, char *at,
 static struct offer *next_offer(void)
 {
     for (uint32_t i = 0; i < OFFERS; i++)
-        if (the.offers[i].base && the.offers[i].done < the.offers[i].len)
+        if (the.offers[i].base && !the.offers[i].leaving &&
+            the.offers[i].done < the.offers[i].len)
             return &the.offers[i];
     return NULL;
 }
@@ -129,16 +131,17 @@ void cuda_pin_begin(struct cuda_gpu *g)
     pthread_mutex_unlock(&the.lock);
 }
 
-/* Lock held, not busy. */
-static void unpin(struct offer *o)
+/* Not busy. Where nothing was done the driver is not asked for: a process that has no GPU memory
+ * loads none. */
+static void unpin(struct offer *o, struct cuda_gpu *g)
 {
     const char *why;
-    const struct cuda_driver *d = cuda_driver(&why);
+    const struct cuda_driver *d = o->done && g ? cuda_driver(&why) : NULL;
     struct cuda_entry e;
-    bool in = o->done && the.gpu && d && cuda_enter(the.gpu, &e);
+    bool in = d && cuda_enter(g, &e);
     for (size_t at = 0; at < o->done; at += PIECE_BYTES) {
         if (in && o->device[at / PIECE_BYTES])
-            cuda_ok(the.gpu, "cuMemHostUnregister", d->host_unregister(o->base + at));
+            cuda_ok(g, "cuMemHostUnregister", d->host_unregister(o->base + at));
         o->device[at / PIECE_BYTES] = 0;
     }
     if (in)
@@ -158,11 +161,22 @@ void cuda_pin_end(void)
     pthread_mutex_lock(&the.lock);
     for (uint32_t i = 0; i < OFFERS; i++)
         if (the.offers[i].base)
-            unpin(&the.offers[i]);
+            unpin(&the.offers[i], the.gpu);
     the.running = false;
     the.gpu = NULL;
     the.fresh_count = 0;
     pthread_mutex_unlock(&the.lock);
+}
+
+/* The thread and what was offered are the parent's. */
+void cuda_pin_in_child(void)
+{
+    pthread_mutex_init(&the.lock, NULL);
+    pthread_cond_init(&the.changed, NULL);
+    memset(the.offers, 0, sizeof the.offers);
+    the.fresh_count = 0;
+    the.gpu = NULL;
+    the.running = false;
 }
 
 bool cuda_pin_settled(void)
@@ -179,6 +193,7 @@ void cuda_offer(void *base, size_t len, bool writable)
     cu_ptr *device = cairn_calloc(pieces, sizeof *device);
     if (!device)
         return; /* staged, then */
+    cuda_watch_forks();
     pthread_mutex_lock(&the.lock);
     struct offer *o = the.offers;
     while (o < the.offers + OFFERS && o->base)
@@ -197,11 +212,16 @@ void cuda_withdraw(void *base)
     pthread_mutex_lock(&the.lock);
     for (uint32_t i = 0; i < OFFERS; i++) {
         struct offer *o = &the.offers[i];
-        if (o->base != base)
+        if (o->base != base || o->leaving)
             continue;
+        o->leaving = true; /* no further piece of it is begun */
         while (o->busy)
             pthread_cond_wait(&the.changed, &the.lock);
-        unpin(o);
+        struct cuda_gpu *g = the.gpu;
+        /* The driver takes its time, and moves of other memory ask here. */
+        pthread_mutex_unlock(&the.lock);
+        unpin(o, g);
+        pthread_mutex_lock(&the.lock);
         free(o->device);
         *o = (struct offer){.base = NULL};
     }
@@ -215,7 +235,7 @@ bool cuda_pinned(const void *at, size_t len, bool device_writes, cu_ptr *ret_dev
     pthread_mutex_lock(&the.lock);
     for (uint32_t i = 0; i < OFFERS && !pinned; i++) {
         const struct offer *o = &the.offers[i];
-        if (!o->base || p < o->base || (size_t)(p - o->base) >= o->done)
+        if (!o->base || o->leaving || p < o->base || (size_t)(p - o->base) >= o->done)
             continue;
         size_t off = (size_t)(p - o->base), first = off / PIECE_BYTES;
         if (o->device[first] == 0 || (device_writes && !o->writable) ||
@@ -233,6 +253,9 @@ void *cuda_pin_alloc(struct cuda_gpu *g, size_t len, cu_ptr *ret_device)
     const char *why;
     const struct cuda_driver *d = cuda_driver(&why);
     void *p = d ? cairn_table_alloc(len) : NULL;
+    /* After a fork a page that is written to would be another one than the device has. */
+    if (p)
+        madvise(p, len, MADV_DONTFORK);
     if (p && !piece_pin(g, d, p, len, true, ret_device)) {
         cairn_table_free(p, len);
         return NULL;

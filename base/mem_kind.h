@@ -31,6 +31,8 @@ struct cairn_mem_kind {
     uint32_t mem; /* enum cairn_mem */
     /* Remembers what is queued on the list's stream now; NULL: nothing ever is. */
     cairn_status (*order)(const struct cairn_sgl *list, struct cairn_order_point *ret);
+    /* Is the point one of the list's stream too? */
+    bool (*ordered)(const struct cairn_order_point *p, const struct cairn_sgl *list);
     cairn_status (*order_wait)(const struct cairn_order_point *p, uint64_t deadline_ns);
     void (*order_end)(const struct cairn_order_point *p);
     /* Done on return: neither side is in use any more, unless move.h says so. */

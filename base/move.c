@@ -76,7 +76,7 @@ cairn_status cairn_move_in(void *dst, const struct cairn_sgl *list, size_t list_
 static bool has_point(const struct cairn_order *o, const struct cairn_sgl *list)
 {
     for (uint32_t i = 0; i < o->count; i++)
-        if (o->points[i].kind->mem == list->mem && o->points[i].stream == list->stream)
+        if (o->points[i].kind->mem == list->mem && o->points[i].kind->ordered(&o->points[i], list))
             return true;
     return false;
 }

@@ -35,7 +35,8 @@ void cairn_order_add_puts(struct cairn_order *o, const struct cairn_put *puts, s
 void cairn_order_end(struct cairn_order *o);
 /* For this thread; returns what was entered before, NULL for none. */
 const struct cairn_order *cairn_order_enter(const struct cairn_order *o);
-/* For the kinds: waits for what this thread has entered. */
+/* Waits for what this thread has entered: the kinds do before they move, and whoever would keep a
+ * connection or a lease meanwhile does first. */
 cairn_status cairn_order_wait(uint64_t deadline_ns);
 
 /* Long-lived memory of this process, told to every kind: an arena, a window. Withdrawn before it is

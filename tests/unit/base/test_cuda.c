@@ -3,6 +3,8 @@
 #include "base/cuda.h"
 
 #include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/hash.h"
@@ -306,6 +308,12 @@ Test(cuda, a_capturing_stream_is_refused_and_the_capture_lives)
     /* Beside it all goes on, in the thread that captures too. */
     list.stream = other;
     cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_OK);
+    struct cairn_order order = {.count = 0};
+    cairn_order_add(&order, &list);
+    cairn_order_enter(&order);
+    cr_assert_eq(cairn_order_wait(PATIENCE), CAIRN_OK);
+    cairn_order_enter(NULL);
+    cairn_order_end(&order);
     cr_assert_eq(emu_capture(g.stream, 0), CU_OK);
     cr_assert_eq(cu.stream_destroy(other), CU_OK);
     cr_assert_eq(cu.context_pop(&g.context), CU_OK);
@@ -376,6 +384,116 @@ Test(cuda, pages_of_many_allocations)
         gpu_read(&list, h.other);
         cr_assert_eq(memcmp(h.other, h.value, len), 0);
     }
+    host_close(&h);
+    gpu_end();
+}
+
+/* A process that has no GPU memory never starts a driver, which takes long and memory. */
+Test(cuda, host_memory_alone_loads_no_driver)
+{
+    gpu_begin(EMULATED_CUDA, 7, EMU_EARLIEST);
+    uint64_t before = emu_calls("cuInit");
+    struct host h = host_open(true);
+    host_close(&h);
+    cr_assert_eq(emu_calls("cuInit"), before);
+    gpu_end();
+}
+
+/* NULL is another stream in each context: one call's lists wait for the ones of both GPUs. */
+Test(cuda, the_default_streams_of_two_gpus_are_two)
+{
+    gpu_begin(EMULATED_CUDA, 8, EMU_LATEST);
+    struct gpu g[] = {gpu_open_on(0, MIB), gpu_open_on(1, MIB)};
+    struct host h = host_open(true);
+    struct cairn_order order = {.count = 0};
+    struct cairn_iov page[2];
+    struct cairn_sgl list[2];
+    for (int i = 0; i < 2; i++) {
+        make_known(&g[i], &h);
+        page[i] = (struct cairn_iov){(void *)(uintptr_t)g[i].memory, 65536};
+        list[i] = (struct cairn_sgl){.iov = &page[i], .count = 1, .mem = CAIRN_MEM_CUDA};
+        cr_assert_eq(cu.context_push(g[i].context), CU_OK);
+        cr_assert_eq(emu_stream_fill(NULL, g[i].memory, 65536, 42 + i), CU_OK);
+        cr_assert_eq(cu.context_pop(&g[i].context), CU_OK);
+        for (int again = 0; again < 3; again++)
+            cairn_order_add(&order, &list[i]);
+    }
+    cr_assert_eq(order.count, 2);
+    cairn_order_enter(&order);
+    for (int i = 1; i >= 0; i--) {
+        cr_assert_eq(cairn_move_in(h.value, &list[i], 0, 65536, h.made, PATIENCE), CAIRN_OK);
+        for (size_t k = 0; k < 65536; k++)
+            cr_assert_eq(h.value[k], 42 + i, "saved before it was written");
+    }
+    cairn_order_enter(NULL);
+    cairn_order_end(&order);
+    host_close(&h);
+    gpu_end();
+}
+
+/* The caller's mistake, of which the GPU's other users know nothing. */
+Test(cuda, a_stream_of_another_gpu_is_refused)
+{
+    gpu_begin(EMULATED_CUDA, 9, EMU_EARLIEST);
+    struct gpu a = gpu_open_on(0, MIB), b = gpu_open_on(1, MIB);
+    struct host h = host_open(true);
+    struct cairn_iov page = {(void *)(uintptr_t)a.memory, 4096};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = b.stream};
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_IO);
+    list.stream = a.stream;
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_OK);
+    host_close(&h);
+    gpu_end();
+}
+
+Test(cuda, a_batch_that_is_refused_goes_one_by_one)
+{
+    struct rng r = test_rng("refused");
+    gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_LATEST);
+    emu_modules_load(0);
+    struct gpu g = gpu_open_on(0, 3 * VALUE_MAX);
+    struct host h = host_open(true);
+    make_known(&g, &h);
+    struct cairn_sgl list = gpu_list(&g, &r, MIB, 65536, runs);
+    value_fill(h.value, 1, 1, 0, MIB);
+    emu_fail("cuMemcpyBatchAsync", 1, CU_NOT_SUPPORTED);
+    cr_assert_eq(ordered_out(&list, 0, &h, MIB, 0, MIB, false, PATIENCE), CAIRN_OK);
+    gpu_read(&list, h.other);
+    cr_assert_eq(memcmp(h.other, h.value, MIB), 0);
+    host_close(&h);
+    gpu_end();
+}
+
+/* It has none of its parent's threads and memory, and the driver is of no use to it. */
+static int in_a_child(const struct host *h, const struct cairn_sgl *list)
+{
+    cu_ptr device;
+    char *own = cairn_table_alloc(VALUE_MAX);
+    if (!own || cuda_pinned(h->value, MIB, true, &device))
+        return 1;
+    if (cairn_move_out(list, 0, own, 4096, 0, 4096, NULL, PATIENCE) != CAIRN_IO)
+        return 2;
+    cairn_memory_offer(own, VALUE_MAX, true);
+    cairn_memory_withdraw(own);
+    return emu_violations() ? 3 : 0;
+}
+
+Test(cuda, a_forked_child_has_no_gpu)
+{
+    gpu_begin(EMULATED_CUDA, 10, EMU_EARLIEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(true);
+    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    make_known(&g, &h);
+    int status;
+    pid_t child = fork();
+    if (child == 0)
+        _exit(in_a_child(&h, &list));
+    cr_assert_eq(waitpid(child, &status, 0), child);
+    cr_assert(WIFEXITED(status));
+    cr_assert_eq(WEXITSTATUS(status), 0, "step %d", WEXITSTATUS(status));
+    cr_assert_eq(ordered_out(&list, 0, &h, 4096, 0, 4096, false, PATIENCE), CAIRN_OK);
     host_close(&h);
     gpu_end();
 }
