@@ -346,6 +346,17 @@ static bool impossible(const struct cairn_get *g)
            memcmp(&g->key, &none, sizeof none) == 0;
 }
 
+/* Why device memory cannot be written by now. A stream that stands still is no fault of the node's:
+ * waited for within a call it would keep a connection from others, and count as one. */
+static enum cairn_cause device_unready(const struct cairn_get *gets, size_t count,
+                                       uint64_t deadline_ns)
+{
+    for (size_t i = 0; i < count; i++)
+        if (gets[i].out.mem != CAIRN_MEM_HOST)
+            return move_cause(cairn_order_wait(deadline_ns));
+    return CAIRN_CAUSE_NONE;
+}
+
 cairn_status remote_get(struct cairn_backend *b, struct cairn_get *gets, size_t count,
                         uint64_t deadline_ns, size_t *ret_hits)
 {
@@ -353,10 +364,13 @@ cairn_status remote_get(struct cairn_backend *b, struct cairn_get *gets, size_t 
     struct get_call call = {.r = r, .gets = gets, .count = count};
     size_t hits = 0;
     bool ask = false;
+    enum cairn_cause unready = device_unready(gets, count, deadline_ns);
     for (size_t i = 0; i < count; i++) {
         gets[i].status = CAIRN_INPROGRESS;
         if (impossible(&gets[i]))
             settle(&gets[i], CAIRN_CAUSE_LENGTH);
+        else if (unready && gets[i].out.mem != CAIRN_MEM_HOST)
+            settle(&gets[i], unready);
         ask = ask || open_still(&gets[i]);
     }
     cairn_status st = ask ? remote_run(r, get_over, &call, deadline_ns) : CAIRN_OK;

@@ -269,6 +269,15 @@ static cairn_status refusal(struct remote *r, const struct cairn_put *p, int32_t
     return CAIRN_INPROGRESS;
 }
 
+/* Before a connection is taken, as in remote_get. */
+static cairn_status device_ready(const struct cairn_put *puts, size_t count, uint64_t deadline_ns)
+{
+    for (size_t i = 0; i < count; i++)
+        if (puts[i].value.mem != CAIRN_MEM_HOST)
+            return cairn_order_wait(deadline_ns);
+    return CAIRN_OK;
+}
+
 cairn_status remote_put(struct cairn_backend *b, struct cairn_put *puts, size_t count,
                         uint64_t deadline_ns)
 {
@@ -276,8 +285,11 @@ cairn_status remote_put(struct cairn_backend *b, struct cairn_put *puts, size_t 
     struct put_call call = {puts, count};
     cairn_status first = CAIRN_OK, st = CAIRN_OK;
     bool ask = false;
+    cairn_status ready = device_ready(puts, count, deadline_ns);
     for (size_t i = 0; i < count; i++) {
         puts[i].status = refusal(r, &puts[i], &puts[i].cause);
+        if (ready && open_still(&puts[i]) && puts[i].value.mem != CAIRN_MEM_HOST)
+            unread(&puts[i], ready);
         ask = ask || open_still(&puts[i]);
     }
     if (ask)

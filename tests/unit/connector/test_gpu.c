@@ -163,6 +163,31 @@ Test(gpu, a_stream_that_stands_still_is_a_miss_at_the_deadline)
     teardown();
 }
 
+/* It says nothing of a node: calls for host memory go on, however often it does. */
+Test(gpu, a_stream_that_stands_still_is_no_fault_of_the_store)
+{
+    struct rng r;
+    setup("no_fault", &r, EMU_EARLIEST);
+    struct cairn_iov page = {(void *)(uintptr_t)gpu.memory, 65536};
+    struct cairn_sgl list = {
+        .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = gpu.stream};
+    cr_assert_eq(put_id(1, 65536), CAIRN_OK);
+    cr_assert_eq(emu_stream_block(gpu.stream), CU_OK);
+    for (int i = 0; i < 4; i++) {
+        struct cairn_get gets[] = {{.key = key_of(1), .out = list},
+                                   {.key = key_of(2), .out = list}};
+        struct cairn_put put = {.key = key_of(3), .value = list};
+        cairn_get(store, gets, 2, 30000000, NULL);
+        cr_assert_eq(gets[0].status, CAIRN_TIMEOUT);
+        cairn_put(store, &put, 1, 30000000);
+        cr_assert_eq(put.status, CAIRN_TIMEOUT);
+    }
+    cr_assert_eq(get_id(1, 1, 65536), CAIRN_OK);
+    cr_assert_eq(put_id(4, 65536), CAIRN_OK);
+    cr_assert_eq(emu_stream_unblock(gpu.stream), CU_OK);
+    teardown();
+}
+
 /* What fails on the way to or from the GPU is a miss or not stored, counted as "device"; all else
  * of the store goes on. */
 Test(gpu, a_failing_driver_is_misses)
