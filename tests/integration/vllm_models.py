@@ -30,25 +30,36 @@ MODELS = {
 TOKENS = 1500
 
 
-def start(name: str, folder: str, uri: str):
-    from vllm import LLM
-    from vllm.config import KVTransferConfig
+def random_weights(name: str, folder: str, uri: str) -> "Engine":
     model = Path(folder) / name
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text(json.dumps(MODELS[name]))
-    return LLM(model=str(model), load_format="dummy", skip_tokenizer_init=True, seed=0,
-               enforce_eager=True, max_model_len=2048,
-               kv_transfer_config=KVTransferConfig(
-                   kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
-                   kv_role="kv_both", kv_connector_extra_config={"uri": uri, "lookup_timeout": 20}))
+    return Engine(model, uri, load_format="dummy", skip_tokenizer_init=True, detokenize=False)
+
+
+def answers():
+    """What prints an answer, as a line of JSON. vLLM prints too: that goes to the log."""
+    out = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return lambda answer: print(json.dumps(answer), file=out, flush=True)
 
 
 class Engine:
-    def __init__(self, llm) -> None:
+    """In this process, so that its two halves can be looked at."""
+
+    def __init__(self, model: Path, uri: str, detokenize: bool = True, **options) -> None:
+        from vllm import LLM
+        from vllm.config import KVTransferConfig
+        self.llm = LLM(model=str(model), seed=0, enforce_eager=True, max_model_len=2048,
+                       kv_transfer_config=KVTransferConfig(
+                           kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
+                           kv_role="kv_both", kv_load_failure_policy="recompute",
+                           kv_connector_extra_config={"uri": uri, "lookup_timeout": 20}),
+                       **options)
         from cairn.vllm import connectors
-        self.llm = llm
+        self.detokenize = detokenize
         self.halves = {c.role.name: c for c in connectors()}
-        self.core = llm.llm_engine.engine_core.engine_core
+        self.core = self.llm.llm_engine.engine_core.engine_core
 
     def settle(self) -> None:
         """Steps until nothing is on its way."""
@@ -59,12 +70,16 @@ class Engine:
         self.settle()
         assert self.llm.reset_prefix_cache()
 
-    def answer(self, prompt: list[int]) -> dict:
+    def answer(self, prompt: list[int] | dict, adapter=None, **controls) -> dict:
+        """prompt: token ids, or a prompt of vLLM's. controls: kv_transfer_params for Cairn."""
         from vllm import SamplingParams
         moved = self.halves["WORKER"].totals.data
         before = moved.get("load_bytes", 0)
-        params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=5, detokenize=False)
-        (output,) = self.llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
+        asked = prompt if isinstance(prompt, dict) else {"prompt_token_ids": prompt}
+        params = SamplingParams(
+            max_tokens=8, temperature=0.0, logprobs=5, detokenize=self.detokenize,
+            extra_args={"kv_transfer_params": {"cairn": controls}} if controls else None)
+        (output,) = self.llm.generate([asked], params, use_tqdm=False, lora_request=adapter)
         first = output.outputs[0]
         self.settle()
         return {"cached": output.num_cached_tokens or 0, "tokens": list(first.token_ids),
@@ -75,9 +90,8 @@ class Engine:
 
 def main() -> None:
     name, folder, uri = sys.argv[1:]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    engine = Engine(start(name, folder, uri))
+    say = answers()
+    engine = random_weights(name, folder, uri)
     side = engine.halves["SCHEDULER"].scheduler
     prompt = [3 + (i * i + 7 * i) % 990 for i in range(TOKENS)]
     said = {"why_not": engine.halves["WORKER"].worker.get_handshake_metadata().why_not,
@@ -105,8 +119,7 @@ def main() -> None:
         engine.reset()
         said["again"] = engine.answer(prompt)
     said["moved"] = {n: c.totals.data for n, c in engine.halves.items()}
-    answers.write(json.dumps(said) + "\n")
-    answers.flush()
+    say(said)
     engine.core.shutdown()
 
 
