@@ -1,5 +1,6 @@
 """Cairn as LMCache's L2, loaded from JSON by LMCache's own code: its bridge driven directly, its
 bench, and its server under a real vLLM."""
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import lmcache_engine  # noqa: E402
 from cairn.lmcache import CairnClient  # noqa: E402
 from lmcache_bridge import (IDENTITY, Bridge, adapter_json, loaded, memory, name,  # noqa: E402
                             objects, right)
+from patience import STALL  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
@@ -199,6 +201,55 @@ def test_a_node_may_come_later(bridge, new_node, rng):
     node.start()
     until(lambda: l2.store(keys, objects(keys, 5000)))
     assert l2.lookup(keys) == [True]
+
+
+def test_a_node_that_comes_later_and_refuses_is_told_of(bridge, new_node, rng, caplog, monkeypatch):
+    monkeypatch.setattr("cairn.lmcache.WARN_SECONDS", 1e9)
+    node = new_node()
+    l2 = bridge(adapter_json(f"unix:{node.socket}?tenant=somebody"))
+    assert "no node listens there" in caplog.text
+    node.start()
+    until(lambda: "the node refuses: " in caplog.text)
+    assert "one tenant" in caplog.text
+    assert l2.lookup([name(rng)]) == [False]
+
+
+def test_a_node_that_comes_back_and_refuses_is_told_of(bridge, new_node, rng, caplog, monkeypatch):
+    monkeypatch.setattr("cairn.lmcache.WARN_SECONDS", 1e9)
+    node = new_node().start()
+    l2 = bridge(adapter_json(f"unix:{node.socket}?timeout=300ms"))
+    keys = [name(rng)]
+    assert l2.store(keys, objects(keys, 5000)) and l2.lookup(keys) == [True]
+    node.kill()
+    node.start("--clients-max=1")
+    with alone(node):
+        until(lambda: l2.lookup(keys) != [False] or "the node refuses: " in caplog.text)
+        assert [l2.lookup(keys) for _ in range(5)] == [[False]] * 5
+        told = [line for line in caplog.messages if "the node refuses: " in line]
+        assert len(told) == 1 and "until it takes this server" in told[0]
+    until(lambda: l2.store(keys, objects(keys, 5000)))
+    assert l2.lookup(keys) == [True]
+
+
+@contextlib.contextmanager
+def alone(node):
+    """The only client that the node takes."""
+    end = time.monotonic() + STALL
+    while True:
+        with node.connect() as held:
+            if taken(held):
+                yield
+                return
+        assert time.monotonic() < end, "the node still counts those that are gone"
+        time.sleep(0.05)
+
+
+def taken(connection):
+    try:
+        connection.sendall(b"PING\r\n")
+        return connection.recv(64).startswith(b"+PONG")
+    except OSError:  # it was turned away before it asked
+        return False
 
 
 def test_lmcache_s_own_bench(node):

@@ -566,6 +566,25 @@ def test_what_a_worker_counts(rig, rng):
         size * 3 // 2
 
 
+def test_time_in_the_store_counts_from_the_call(rig, rng, monkeypatch):
+    """The library's threads begin before the call is back, and may be done then."""
+    def slow(call):
+        def later(*args, **kwargs):
+            got = call(*args, **kwargs)
+            time.sleep(0.05)
+            return got
+        return later
+
+    r = rig(RAM)
+    for name in ("submit_gets_runs", "submit_put_runs"):
+        monkeypatch.setattr(r.side._queue, name, slow(getattr(r.side._queue, name)))
+    keys, blocks = some_keys(rng, 1, 1), distinct(rng, r.per, 1)
+    r.save(keys, blocks)
+    r.load(keys, blocks)
+    said = r.side.get_kv_connector_stats().data
+    assert said["save_seconds"] >= 0.05 and said["load_seconds"] >= 0.05
+
+
 def leased(store):
     return store.stats()["ram"]["leased_bytes"]
 

@@ -269,11 +269,11 @@ class WorkerSide:
         batch = together([r for rows in ready for _, _, r in rows])
         ranges = {"offsets": batch.offsets} if (batch.offsets >= 0).any() else {}
         calls = [sum(len(r) for _, _, r in rows) for rows in ready]
+        now = time.perf_counter()  # the library's threads begin before the call is back
         tags = self._queue.submit_gets_runs(
             batch.keys, batch.iov, batch.counts, calls,
             fingerprints=batch.fingerprints, timeout=self._options.timeout,
             cuda_stream=self._stream(), **ranges)
-        now = time.perf_counter()
         for tag, rows in zip(tags, ready):
             self._flights[tag] = Flight(True, rows, sum(r.size for _, _, r in rows), now,
                                         self._epoch)
@@ -290,12 +290,13 @@ class WorkerSide:
             return
         assert self._queue is not None
         batch = together([r for _, _, r in rows])
+        now = time.perf_counter()
         tag = self._queue.submit_put_runs(
             batch.keys, batch.iov, batch.counts, parents=batch.parents,
             fingerprints=batch.fingerprints, timeout=self._options.timeout,
             cuda_stream=self._stream())
         self._saving += batch.size
-        self._flights[tag] = Flight(False, rows, batch.size, time.perf_counter(), self._epoch)
+        self._flights[tag] = Flight(False, rows, batch.size, now, self._epoch)
 
     def _refuse(self, save: Transfer) -> None:
         self._report.refused.add(save.id)

@@ -193,7 +193,9 @@ class CairnClient:
                 bad = int(status[~good][0])
                 self._warn("stored", f"{int((~good).sum())} of {len(good)} chunks were not stored: "
                            f"{_native.lib().cairn_status_str(bad).decode()}")
+                self._tell_refusal()
         elif not good.all():
+            self._tell_refusal()
             self._why_missed([(transfer.texts[at], int(transfer.sizes[at]))
                               for at in np.flatnonzero(~good)])
         self._count(transfer.kind, good)
@@ -211,6 +213,8 @@ class CairnClient:
                 good = answer(asked, deadline)
             except Exception as why:
                 self._warn(kind, f"{kind} of {len(asked)} chunks failed: {why}")
+            if not good.all():
+                self._tell_refusal()
             self._count(kind, good)
             self._answer((future, True, "", good.tolist()))
 
@@ -317,11 +321,22 @@ class CairnClient:
             node = self._uri.startswith(("unix:", "tcp:")) and isinstance(why, _NOT_THERE)
             if first and not node:
                 raise
-            self._warn("open", f"{why}; until then every chunk is a miss")
+            # One that comes and turns this server away is not one that is gone.
+            self._warn(f"open: {why}", f"{why}; until then every chunk is a miss")
             return
         self._epoll.register(queue.fd, select.EPOLLIN)
         self._queue, self._store = queue, store
         logger.info("cairn: LMCache's chunks go to %s", self._uri)
+
+    def _tell_refusal(self) -> None:
+        """Misses of a node that was there, and since it has come back turns this server away."""
+        try:
+            why = self._store.refusal if self._store is not None else ""
+        except StateError:
+            return
+        if why:
+            self._warn(f"refusal: {why}",
+                       f"{why}; until it takes this server every chunk is a miss")
 
     def _close_descriptors(self) -> None:
         self._epoll.close()
