@@ -14,7 +14,7 @@ from signal import SIGCONT, SIGSTOP
 from typing import Any
 from collections.abc import Callable, Iterator
 
-import bench_lmcache
+import lmcache_server
 from demo_engine import EngineError, EngineProcess
 from demo_node import Node, NodeError
 from demo_rates import copy_rate, read_rate
@@ -96,10 +96,10 @@ class Bench:
         engine = None
         with contextlib.ExitStack() as stack:
             try:
-                if not bench_lmcache.installed():
+                if not lmcache_server.installed():
                     raise EngineError("this Python has no module lmcache")
                 server = stack.enter_context(
-                    bench_lmcache.Server(self.out / f"{name}-server.log", gib=1))
+                    lmcache_server.Server(self.out / f"{name}-server.log", gib=1))
                 engine = stack.enter_context(
                     self.engine(name, None, transfer=server.transfer(), **options))
             except EngineError as why:
@@ -154,7 +154,7 @@ def warm(b: Bench, off: EngineProcess, on: EngineProcess, rival: EngineProcess |
 
 
 def warm_rival(b: Bench, answers: list[dict[str, Any]], floor_ms: float, copy: float) -> None:
-    whole = LONG // bench_lmcache.CHUNK * bench_lmcache.CHUNK
+    whole = LONG // lmcache_server.CHUNK * lmcache_server.CHUNK
     times = [a["ttft_s"] for a in answers if a["cached_tokens"] >= whole]
     if not times:
         b.say(f"LMCache is left out: it never brought {whole} of {LONG} tokens")

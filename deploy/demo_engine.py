@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 
-PATIENCE = 600  # seconds
+PATIENCE = 600.0  # seconds
+RESET_SECONDS = 60.0
 
 
 class EngineError(Exception):
@@ -56,7 +57,7 @@ class EngineProcess:
         # One line an answer and one answer a question: nothing is left in the buffer in between.
         if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
             self.kill()
-            raise EngineError(f"the engine gave no answer in {PATIENCE} s; see {self.log}")
+            raise EngineError(f"the engine gave no answer in {PATIENCE:.0f} s; see {self.log}")
         line = self._process.stdout.readline()
         if not line:
             code = self._process.wait()
@@ -181,7 +182,7 @@ class _Server:
 
     def reset(self, connector: bool) -> bool:
         self.settle()
-        end = time.monotonic() + 10
+        end = time.monotonic() + RESET_SECONDS
         while not self.llm.reset_prefix_cache(reset_connector=connector):
             if time.monotonic() > end:  # saves hold blocks until they are done
                 return False

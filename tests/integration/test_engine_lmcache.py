@@ -16,7 +16,6 @@ import pytest
 pytest.importorskip("lmcache", reason="lmcache is not installed: tests/run engine installs it")
 
 import cairn  # noqa: E402
-import lmcache_engine  # noqa: E402
 from cairn.lmcache import CairnClient  # noqa: E402
 from lmcache_bridge import (IDENTITY, Bridge, adapter_json, loaded, memory, name,  # noqa: E402
                             objects, right)
@@ -24,6 +23,10 @@ from patience import STALL  # noqa: E402
 
 pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "deploy"))
+from demo_engine import EngineProcess  # noqa: E402
+from lmcache_server import Server  # noqa: E402
+
 MODEL = ROOT / "build" / "model"
 DOCUMENT = Path("/usr/share/common-licenses/GPL-3")
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -325,20 +328,21 @@ def test_a_real_engine_loses_nothing(new_node, processes, place, words):
     """What it computed is found behind a restart of LMCache's server, bit for bit; damage and a
     lost node cost a recomputation."""
     node = stored_node(new_node())
-    ports = [node.free_port(), node.free_port()]
+    ports = node.free_port(), node.free_port()
     config = adapter_json(f"unix:{node.socket}", timeout=20)
 
     def server():
-        processes.append(lmcache_engine.Server(config, *ports, place / "server.log"))
+        processes.append(Server(place / "server.log", gib=0.5, adapter=config, ports=ports))
         return processes[-1]
 
     first = server()
-    engine = lmcache_engine.Engine(MODEL, ports[0], place / "engine.log")
+    engine = EngineProcess(MODEL, None, place / "engine.log", max_len=4096, kv_gib=1,
+                           transfer=first.transfer(mq_timeout=30, heartbeat_interval=1))
     processes.append(engine)
     prompt = words[:CHUNKS * CHUNK + 60]
-    assert engine.answer(prompt)["cached"] == 0
+    assert engine.answer(prompt)["cached_tokens"] == 0
     own = engine.answer(prompt)
-    assert own["cached"] == CHUNKS * CHUNK, "the engine's own prefix cache"
+    assert own["cached_tokens"] == CHUNKS * CHUNK, "the engine's own prefix cache"
     until(lambda: figures(node)["put"]["stored"] == CHUNKS)
     engine.reset()
 
@@ -347,7 +351,7 @@ def test_a_real_engine_loses_nothing(new_node, processes, place, words):
     until(lambda: second.said().count("Registered non-GPU context") == 2)
     engine.reset()
     found = engine.answer(prompt)
-    assert found["cached"] == CHUNKS * CHUNK
+    assert found["cached_tokens"] == CHUNKS * CHUNK
     assert found["logprobs"] == own["logprobs"] and found["text"] == own["text"]
     assert figures(node)["get"]["hits_ram"] == CHUNKS, "LMCache's own memory was empty"
 
@@ -356,7 +360,7 @@ def test_a_real_engine_loses_nothing(new_node, processes, place, words):
     stored_node(node)
     engine.reset()
     damaged = engine.answer(prompt)
-    assert damaged["cached"] < CHUNKS * CHUNK and damaged["text"] == own["text"]
+    assert damaged["cached_tokens"] < CHUNKS * CHUNK and damaged["text"] == own["text"]
     told = figures(node)
     assert told["misses"]["checksum"] + told.get("client", told)["misses"]["checksum"] == 1
 
@@ -368,12 +372,12 @@ def test_a_real_engine_loses_nothing(new_node, processes, place, words):
     engine.reset()
 
     def found_again():
-        held = engine.answer(prompt)["cached"]
+        held = engine.answer(prompt)["cached_tokens"]
         if not held:
             engine.reset()
         return held
 
     until(found_again, 180)
     back = engine.answer(prompt)
-    assert back["cached"] == CHUNKS * CHUNK and back["text"] == own["text"]
+    assert back["cached_tokens"] == CHUNKS * CHUNK and back["text"] == own["text"]
     assert "Traceback" not in second.said()
