@@ -19,6 +19,10 @@ MODELS = {
         "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "num_hidden_layers": 4,
         "layer_types": ["conv", "conv", "full_attention", "conv"], "conv_dim": 128,
         "block_dim": 128, "conv_L_cache": 3, "conv_bias": False},
+    # Every layer sees 256 tokens.
+    "mistral": SMALL | {
+        "architectures": ["MistralForCausalLM"], "model_type": "mistral", "num_hidden_layers": 2,
+        "sliding_window": 256},
     # Latent attention.
     "deepseek_v2": SMALL | {
         "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2",
@@ -94,8 +98,7 @@ def main() -> None:
     engine = random_weights(name, folder, uri)
     side = engine.halves["SCHEDULER"].scheduler
     prompt = [3 + (i * i + 7 * i) % 990 for i in range(TOKENS)]
-    said = {"why_not": engine.halves["WORKER"].worker.get_handshake_metadata().why_not,
-            "groups": len(side.names.block_tokens) if side.names else 0}
+    said = {"groups": len(side.names.block_tokens) if side.names else 0}
     said["cold"] = engine.answer(prompt)
     said["own"] = engine.answer(prompt)
     engine.reset()

@@ -20,8 +20,8 @@ def model() -> Path:
     return folder
 
 
-def answers(version, program, *arguments, **env):
-    """What the program prints, a JSON object a line."""
+def answers(version, program, *arguments, log=None, **env):
+    """What the program prints, a JSON object a line. log: a file for what its engine logs."""
     python = PYTHONS[version]
     if not python.exists():
         pytest.fail(f"{python} is missing; tests/run engine installs it")
@@ -32,6 +32,8 @@ def answers(version, program, *arguments, **env):
         env=dict(os.environ, PYTHONPATH=path, VLLM_ENABLE_V1_MULTIPROCESSING="0",
                  HF_HUB_OFFLINE="1", PYTHONHASHSEED="0", VLLM_CPU_KVCACHE_SPACE="1",
                  VLLM_NO_USAGE_STATS="1") | env)
+    if log:
+        log.write_text(done.stderr)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
