@@ -70,7 +70,8 @@ EMU_API cu_result emu_capture(cu_stream stream, int on);
  * One of the results that a context does not survive takes all contexts with it.
  * CU_INVALID_VALUE for a name that is none. */
 EMU_API cu_result emu_fail(const char *call, unsigned int nth, cu_result result);
-/* The same, and with it every call of any name from then on. */
+/* The same, and with it every call of any name from then on. What is the thread's own still works,
+ * whatever it returns: contexts are popped and the capture mode is exchanged. */
 EMU_API cu_result emu_fail_always(const char *call, unsigned int nth, cu_result result);
 /* The nth copy, batch or kernel that runs from now on stops half way, and its context is of no use
  * from then on: every call that needs it returns `result`. */

@@ -291,8 +291,12 @@ static cu_result call_context_push(cu_context context)
 
 static cu_result call_context_pop(cu_context *ret)
 {
-    BEGIN(context_pop);
-    return end(context_pop(ret));
+    cu_result e = begin(CALL_context_pop), popped;
+
+    if (e && !fault_stays())
+        return end(e);
+    popped = context_pop(ret);
+    return end(e ? e : popped);
 }
 
 static cu_result call_context_device(cu_device *ret)
@@ -310,11 +314,14 @@ static cu_result call_context_device(cu_device *ret)
 
 static cu_result call_capture_mode(int *mode)
 {
-    BEGIN(capture_mode);
+    cu_result e = begin(CALL_capture_mode);
+
+    if (e && !fault_stays())
+        return end(e);
     if (!mode || *mode < 0 || *mode > CU_CAPTURE_MODE_RELAXED)
         return end(CU_INVALID_VALUE);
     *mode = capture_mode_exchange(*mode);
-    return end(CU_OK);
+    return end(e);
 }
 
 /* ---- memory */

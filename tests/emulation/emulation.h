@@ -230,6 +230,8 @@ const char *call_name(int id);
 int call_count(void);
 /* Counts a call and gives the result that a test wants it to have. */
 cu_result fault_at_call(int id);
+/* Every call fails from now on. */
+bool fault_stays(void);
 cu_result fault_at_run(void);
 cu_result fault_add(const char *call, unsigned int nth, cu_result result, bool always);
 void fault_add_queued(unsigned int nth, cu_result result);

@@ -91,6 +91,11 @@ cu_result fault_at_call(int id)
     return always ? always : result;
 }
 
+bool fault_stays(void)
+{
+    return always != CU_OK;
+}
+
 cu_result fault_at_run(void)
 {
     cu_result result = CU_OK;

@@ -50,10 +50,13 @@ static inline void gpu_begin(const char *library, uint64_t seed, enum emu_time m
     cr_assert_eq(cairn_cuda_use(library), CAIRN_OK);
 }
 
-/* Nothing that Cairn did was unlawful, and it gives everything back. */
+/* Nothing that Cairn did was unlawful, it gives everything back, and the calling thread, the
+ * engine's own, is as it was. */
 static inline void gpu_end(void)
 {
     cairn_cuda_close();
+    cr_assert_eq(emu_context_depth(), 0);
+    cr_assert_eq(emu_capture_mode(), 0);
     cr_assert_eq(emu_violations(), 0, "%s", emu_violation_text());
 }
 

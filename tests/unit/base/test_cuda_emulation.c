@@ -732,6 +732,8 @@ Test(emulation, calls_fail_as_asked)
     cr_assert_eq(t.emu_fail_always("cuMemcpyAsync", 1, CU_ILLEGAL_ADDRESS), CU_OK);
     cr_assert_eq(cu.copy(memory, address(host), LEN, s), CU_ILLEGAL_ADDRESS);
     cr_assert_eq(cu.stream_destroy(s), CU_ILLEGAL_ADDRESS);
+    cr_assert_eq(cu.context_pop(NULL), CU_ILLEGAL_ADDRESS);
+    cr_assert_eq(t.emu_context_depth(), 0);
     for (int i = 0; t.emu_call_name(i); i++)
         cr_assert_eq(t.emu_fail(t.emu_call_name(i), 1, CU_UNKNOWN), i < 32 ? CU_OK : 2);
 }
