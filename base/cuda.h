@@ -46,7 +46,7 @@ struct cuda_gpu {
     cu_event events[CUDA_EVENTS];
     uint32_t event_count;
     cu_module module;
-    cu_function copy_pages;     /* NULL: the copy engines do it all */
+    cu_function copy_pages;     /* where kernel_below is not 0    */
     _Atomic size_t kernel_below[2]; /* out of, into the device: shorter pages go by the kernel */
     atomic_bool measured;           /* no, they are what no GPU was asked about */
     cu_ptr measure_memory;          /* 0: none */
@@ -130,7 +130,9 @@ enum cuda_way { CUDA_WAY_ENGINE, CUDA_WAY_KERNEL };
 bool cuda_copy_by(struct cuda_lane *l, const struct cuda_run *runs, uint32_t count, bool to_device,
                   enum cuda_way way);
 
-/* Sets kernel_below, if that can be done now. */
+/* Loads the kernels and measures; kernel_below stays 0 where there are none. */
+void cuda_kernels_begin(struct cuda_gpu *g);
+/* Sets kernel_below where there are kernels, if that can be done now. */
 void cuda_measure(struct cuda_gpu *g);
 /* For tests: what GPUs that are found from now on have instead, if it is not 0, and how long to
  * measure the others. */

@@ -10,8 +10,8 @@ static bool kernel_better(const struct cuda_gpu *g, const struct cuda_run *runs,
                           bool to_device)
 {
     size_t bytes = 0;
-    size_t below = atomic_load_explicit(&g->kernel_below[to_device], memory_order_relaxed);
-    if (!g->copy_pages || below == 0)
+    size_t below = atomic_load_explicit(&g->kernel_below[to_device], memory_order_acquire);
+    if (below == 0)
         return false;
     for (uint32_t i = 0; i < count; i++)
         bytes += runs[i].len;

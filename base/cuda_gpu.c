@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "base/mem.h"
 
-#define KERNEL_BELOW (32u << 10) /* bytes of a page, where nothing was measured */
 #define SPIN_NS 20000u
 #define REFUSALS 8u
 #define PLACES 128u
@@ -103,15 +102,23 @@ cairn_status cairn_cuda_option(const char *value, char *err, size_t err_cap)
     return st;
 }
 
+/* A lost driver may do it and say that it did not: then the mode it returned tells. */
+static bool exchange_mode(struct cuda_gpu *g, int *mode)
+{
+    int asked = *mode;
+    if (cuda_ok(g, "cuThreadExchangeStreamCaptureMode", the.driver.capture_mode(mode)))
+        return true;
+    if (*mode != asked)
+        the.driver.capture_mode(mode);
+    return false;
+}
+
 bool cuda_enter(struct cuda_gpu *g, struct cuda_entry *e)
 {
     /* So that nothing here counts as a part of a graph that another thread captures. */
     e->capture_mode = CU_CAPTURE_MODE_RELAXED;
     e->pushed = false;
-    if (atomic_load_explicit(&g->off, memory_order_relaxed))
-        return false;
-    if (!cuda_ok(g, "cuThreadExchangeStreamCaptureMode",
-                 the.driver.capture_mode(&e->capture_mode)))
+    if (atomic_load_explicit(&g->off, memory_order_relaxed) || !exchange_mode(g, &e->capture_mode))
         return false;
     e->pushed = cuda_ok(g, "cuCtxPushCurrent", the.driver.context_push(g->context));
     if (!e->pushed)
@@ -121,10 +128,13 @@ bool cuda_enter(struct cuda_gpu *g, struct cuda_entry *e)
 
 void cuda_leave(struct cuda_entry *e)
 {
-    cu_context popped;
-    if (e->pushed)
+    cu_context popped = NULL;
+    /* A call that was refused is made once more: the thread is its caller's. */
+    if (e->pushed && the.driver.context_pop(&popped) != CU_OK && !popped)
         the.driver.context_pop(&popped);
-    the.driver.capture_mode(&e->capture_mode);
+    int mode = e->capture_mode;
+    if (the.driver.capture_mode(&mode) != CU_OK && mode == e->capture_mode)
+        the.driver.capture_mode(&mode);
     e->pushed = false;
 }
 
@@ -195,26 +205,6 @@ static bool primary(struct place *at)
            the.driver.primary_release(device) == CU_OK;
 }
 
-static void load_kernels(struct cuda_gpu *g)
-{
-    const void *image = cairn_cuda_kernels();
-    if (!image)
-        return;
-    cu_result r = the.driver.module_load(&g->module, image);
-    if (!r)
-        r = the.driver.module_function(&g->copy_pages, g->module, "cairn_copy_pages");
-    if (!r) {
-        for (int i = 0; i < 2; i++)
-            atomic_store_explicit(&g->kernel_below[i], KERNEL_BELOW, memory_order_relaxed);
-        return;
-    }
-    g->copy_pages = NULL;
-    const char *text = "unknown error";
-    the.driver.error_string(r, &text);
-    cairn_log(CAIRN_LOG_INFO, "GPU %s: pages are moved by the copy engines alone, the kernels "
-                              "(which need driver 580) were not taken: %s", g->name, text);
-}
-
 /* Lock held. */
 static struct cuda_gpu *gpu_make(const struct place *at)
 {
@@ -261,14 +251,9 @@ struct cuda_gpu *cuda_gpu_on(cu_device device)
 
 static struct cuda_gpu *gpu_get(const struct place *at)
 {
-    struct cuda_entry e;
     pthread_mutex_lock(&the.lock);
     struct cuda_gpu *g = gpu_known(at);
     bool fresh = !g && (g = gpu_make(at)) != NULL;
-    if (fresh && cuda_enter(g, &e)) {
-        load_kernels(g);
-        cuda_leave(&e);
-    }
     pthread_mutex_unlock(&the.lock);
     if (fresh)
         cuda_pin_begin(g);

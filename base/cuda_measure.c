@@ -1,13 +1,16 @@
-/* From which page size on the copy engines beat the kernel, each direction: measured once a process
- * and GPU, in the background, beside the moves. It costs 50 ms and 2 MiB of the GPU. What an error
- * or the time leaves out keeps what it was. */
+/* The kernels of a GPU, loaded in the background: that takes the driver milliseconds, for which no
+ * thread of an engine is to wait. And from which page size on the copy engines beat them, each
+ * direction: measured once a process and GPU, beside the moves. It costs 50 ms and 2 MiB of the
+ * GPU. What an error or the time leaves out keeps what it was. */
 #include "base/clock.h"
 #include "base/cuda.h"
+#include "base/cuda_config.h"
 #include "base/log.h"
 
 #define BUDGET_NS (50 * CAIRN_NS_PER_MS)
 #define STEPS 4u /* so many under way that the link counts and the first page's way does not */
 #define SAMPLES 3u
+#define BELOW (32u << 10) /* bytes of a page, where nothing was measured */
 #define PAGE_MIN (2u << 10)
 #define PAGE_MAX (256u << 10)
 #define MEMORY_BYTES (2u << 20)
@@ -111,6 +114,12 @@ static bool ready(struct measure *m, struct cuda_gpu *g)
     return m->memory != 0;
 }
 
+static void set_below(struct cuda_gpu *g, size_t from_gpu, size_t to_gpu)
+{
+    atomic_store_explicit(&g->kernel_below[0], from_gpu, memory_order_release);
+    atomic_store_explicit(&g->kernel_below[1], to_gpu, memory_order_release);
+}
+
 static void measure_both(struct cuda_gpu *g)
 {
     const char *why;
@@ -120,8 +129,7 @@ static void measure_both(struct cuda_gpu *g)
     if (!m.driver || !(m.lane = cuda_lane_take(g, m.deadline_ns)))
         return;
     if (ready(&m, g) && crossover(&m, false, &below[0]) && crossover(&m, true, &below[1])) {
-        for (int i = 0; i < 2; i++)
-            atomic_store_explicit(&g->kernel_below[i], below[i], memory_order_relaxed);
+        set_below(g, below[0], below[1]);
         atomic_store_explicit(&g->measured, true, memory_order_relaxed);
         cairn_log(CAIRN_LOG_INFO, "GPU %s: pages shorter than %zu bytes go to it by a kernel, "
                                   "shorter than %zu come from it so", g->name, below[1], below[0]);
@@ -129,14 +137,45 @@ static void measure_both(struct cuda_gpu *g)
     cuda_lane_give(m.lane);
 }
 
+static bool kernels_load(struct cuda_gpu *g)
+{
+    const char *why, *text = "unknown error";
+    const struct cuda_driver *d = cuda_driver(&why);
+    const void *image = cairn_cuda_kernels();
+    if (!d || !image)
+        return false;
+    cu_result r = d->module_load(&g->module, image);
+    if (!r)
+        r = d->module_function(&g->copy_pages, g->module, "cairn_copy_pages");
+    if (!r)
+        return true;
+    d->error_string(r, &text);
+    cairn_log(CAIRN_LOG_INFO, "GPU %s: pages are moved by the copy engines alone, the kernels "
+                              "(which need driver 580) were not taken: %s", g->name, text);
+    return false;
+}
+
 void cuda_measure(struct cuda_gpu *g)
 {
     struct cuda_entry e;
     size_t below = atomic_load_explicit(&fixed, memory_order_relaxed);
-    for (int i = 0; below && i < 2; i++)
-        atomic_store_explicit(&g->kernel_below[i], below, memory_order_relaxed);
-    if (below || !cuda_enter(g, &e))
+    if (atomic_load_explicit(&g->kernel_below[0], memory_order_relaxed) == 0)
         return;
-    measure_both(g);
+    if (below) {
+        set_below(g, below, below);
+    } else if (cuda_enter(g, &e)) {
+        measure_both(g);
+        cuda_leave(&e);
+    }
+}
+
+void cuda_kernels_begin(struct cuda_gpu *g)
+{
+    struct cuda_entry e;
+    if (!cuda_enter(g, &e))
+        return;
+    if (kernels_load(g))
+        set_below(g, BELOW, BELOW); /* from here on moves use them */
     cuda_leave(&e);
+    cuda_measure(g);
 }

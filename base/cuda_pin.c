@@ -89,7 +89,7 @@ static void measure_next(void)
 {
     struct cuda_gpu *g = the.fresh[the.fresh_count - 1];
     pthread_mutex_unlock(&the.lock);
-    cuda_measure(g);
+    cuda_kernels_begin(g);
     pthread_mutex_lock(&the.lock);
     for (uint32_t i = 0; i < the.fresh_count; i++)
         if (the.fresh[i] == g)
@@ -124,7 +124,7 @@ void cuda_pin_begin(struct cuda_gpu *g)
         /* The thread only reads the driver's table. */
         the.running = pthread_create(&the.thread, NULL, pinner, (void *)(uintptr_t)d) == 0;
     }
-    if (the.running && g->copy_pages && the.fresh_count < CUDA_GPUS) {
+    if (the.running && the.fresh_count < CUDA_GPUS) {
         the.fresh[the.fresh_count++] = g;
         pthread_cond_broadcast(&the.changed);
     }
