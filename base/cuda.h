@@ -29,6 +29,7 @@ struct cuda_lane {
     char *stage;                /* CUDA_FLIGHTS steps of pinned memory; NULL until needed */
     cu_ptr stage_device;
     bool made, busy;
+    bool lost; /* what was queued may never end */
     /* The copies of one step, for the driver. */
     cu_ptr dst[CUDA_STEP_RUNS], src[CUDA_STEP_RUNS];
     size_t len[CUDA_STEP_RUNS];

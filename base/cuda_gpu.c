@@ -410,9 +410,10 @@ cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_n
 
 /* Copies are under way whose end nobody will see: the GPU is not used any more, nor is what they
  * may still write to. */
-static cairn_status lost(struct cuda_gpu *g, const char *what)
+static cairn_status lost(struct cuda_lane *l, const char *what)
 {
-    cuda_ok(g, what, CU_UNKNOWN);
+    l->lost = true;
+    cuda_ok(l->gpu, what, CU_UNKNOWN);
     return CAIRN_STATE;
 }
 
@@ -430,16 +431,17 @@ bool cuda_lane_mark(struct cuda_lane *l, uint32_t place)
         if (cuda_ok(l->gpu, "cuEventRecord",
                     the.driver.event_record(l->done[place], l->stream)))
             return true;
-    lost(l->gpu, "the end of a copy cannot be asked for");
+    lost(l, "the end of a copy cannot be asked for");
     return false;
 }
 
 cairn_status cuda_lane_wait(struct cuda_lane *l, uint32_t place)
 {
-    bool off = atomic_load_explicit(&l->gpu->off, memory_order_relaxed);
-    cairn_status st = cuda_event_wait(l->gpu, l->done[place], off ? 0 : cairn_deadline_ns(HANG_NS));
+    /* Also on a GPU that another's error turned off: its copies may go on and end. */
+    uint64_t deadline = l->lost ? 0 : cairn_deadline_ns(HANG_NS);
+    cairn_status st = cuda_event_wait(l->gpu, l->done[place], deadline);
     return st == CAIRN_TIMEOUT || st == CAIRN_STATE
-               ? lost(l->gpu, "a copy was not done after 10 s, or its end could not be asked for")
+               ? lost(l, "a copy was not done after 10 s, or its end could not be asked for")
                : st;
 }
 

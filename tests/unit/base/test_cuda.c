@@ -591,6 +591,49 @@ Test(cuda, a_lost_context_is_left_alone)
     gpu_end();
 }
 
+static void *unblock_later(void *stream)
+{
+    nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+    emu_stream_unblock(stream);
+    return NULL;
+}
+
+/* Another move's error turns the GPU off: copies that are under way are waited for all the same, or
+ * they would land in pages that their owner has back. */
+Test(cuda, copies_under_way_end_before_a_move_does_on_a_gpu_that_is_off)
+{
+    gpu_begin(EMULATED_CUDA, 11, EMU_EARLIEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(true);
+    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
+    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    struct cuda_run run = {.device = g.memory, .host = h.value, .len = 4096};
+    struct cuda_entry e;
+    struct cuda_gpu *known;
+    pthread_t thread;
+    make_known(&g, &h);
+    memset(h.value, 6, 4096);
+    cr_assert(cuda_pinned(h.value, 4096, false, &run.host_device));
+    cr_assert_eq(cuda_gpu_of(&list, &known), CAIRN_OK);
+    cr_assert(cuda_enter(known, &e));
+    struct cuda_lane *l = cuda_lane_take(known, PATIENCE);
+    cr_assert_not_null(l);
+    cr_assert_eq(emu_stream_block(l->stream), CU_OK);
+    cr_assert(cuda_copy_runs(l, &run, 1, true));
+    cr_assert(cuda_lane_mark(l, 0));
+    atomic_store(&known->off, true);
+    cr_assert_eq(pthread_create(&thread, NULL, unblock_later, l->stream), 0);
+    cr_assert_eq(cuda_lane_wait(l, 0), CAIRN_OK);
+    gpu_read(&list, h.other);
+    cr_assert_eq(memcmp(h.other, h.value, 4096), 0);
+    cr_assert_eq(pthread_join(thread, NULL), 0);
+    atomic_store(&known->off, false);
+    cuda_lane_give(l);
+    cuda_leave(&e);
+    host_close(&h);
+    gpu_end();
+}
+
 Test(cuda, without_a_driver_there_is_no_gpu_memory)
 {
     char out[512], err[256];
