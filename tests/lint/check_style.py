@@ -9,6 +9,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "helpers"))
 from sources import ROOT, files, finish  # noqa: E402
 
 CODE = {".c", ".h", ".py", ".sh"}
+FILE_BYTES = 1 << 20  # a log of a test that was killed is larger, and must not be committed
 FILE_LINES = 1000
 FUNCTION_LINES = 70
 COLUMNS = 100
@@ -50,6 +51,10 @@ def line_faults(path, lines, wide):
 
 
 def file_faults(path):
+    size = (ROOT / path).stat().st_size
+    if size > FILE_BYTES:
+        yield f"{path}: {size} bytes; at most {FILE_BYTES}: remove it"
+        return
     try:
         text = (ROOT / path).read_text()
     except UnicodeDecodeError:
