@@ -24,6 +24,7 @@ struct bench_opts {
     uint64_t rounds;
     uint64_t seed;
     char path[1024];       /* directory for the files of the disk figures             */
+    char cuda[512];        /* a driver's path; "auto"                                 */
     char capacities[256];  /* replay: chunks held, separated by commas                */
     uint64_t chunk_bytes;  /* replay                                                  */
     bool json, check;
@@ -53,6 +54,9 @@ bool bench_mixed(struct bench *b);
 bool bench_restart(struct bench *b);
 bool bench_net(struct bench *b);
 bool bench_shm(struct bench *b);
+bool bench_gpu(struct bench *b);
+/* Is there no GPU to measure? Then one sentence of why. */
+bool bench_gpu_missing(char *why, size_t cap);
 bool bench_replay(struct bench *b, const char *trace);
 /* Gives the process to the bench of a real engine; returns an exit status if that cannot be. */
 int bench_engine(int argc, char **argv);

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "base/copy.h"
+#include "base/cuda_config.h"
 #include "tools/bench.h"
 #include "tools/cli.h"
 
@@ -31,6 +32,8 @@ static const struct cairn_opt options[] = {
      .def = "1000,3000,10000,30000", .help = "replay: chunks held, separated by commas"},
     {.name = "chunk-bytes", .type = CAIRN_OPT_SIZE, AT(chunk_bytes), .def = "4MiB", .min = 1,
      .max = 1ull << 32, .help = "replay: bytes of a chunk, for the bytes written"},
+    {.name = "cuda", .type = CAIRN_OPT_STRING, AT(cuda), .def = "auto", .max = 512,
+     .help = "gpu: the driver, auto = libcuda.so.1, or a path"},
     {.name = "json", .type = CAIRN_OPT_BOOL, AT(json), .def = "no",
      .help = "print one JSON array instead of the table"},
     {.name = "check", .type = CAIRN_OPT_BOOL, AT(check), .def = "no",
@@ -44,7 +47,7 @@ static const struct family {
 } families[] = {
     {"key", bench_key},     {"index", bench_index}, {"ram", bench_ram},
     {"disk", bench_disk},   {"mixed", bench_mixed}, {"restart", bench_restart},
-    {"net", bench_net},     {"shm", bench_shm},
+    {"net", bench_net},     {"shm", bench_shm},     {"gpu", bench_gpu},
 };
 #define FAMILIES (sizeof families / sizeof *families)
 
@@ -63,8 +66,11 @@ static int unknown_family(const char *name)
 static bool run_families(struct bench *b, const char *name, const char *trace)
 {
     bool all = !strcmp(name, "all"), ok = true;
+    char why[300];
     for (size_t i = 0; ok && i < FAMILIES; i++)
-        if (all || !strcmp(name, families[i].name))
+        if (all && families[i].run == bench_gpu && bench_gpu_missing(why, sizeof why))
+            fprintf(stderr, "cairn: bench: gpu is left out: %s\n", why);
+        else if (all || !strcmp(name, families[i].name))
             ok = families[i].run(b);
     if (ok && trace && (all || !strcmp(name, "replay")))
         ok = bench_replay(b, trace);
@@ -98,6 +104,9 @@ static int run(const void *opts, char **args, uint32_t count)
     if (access(o->path, W_OK))
         return cli_fail(CLI_USAGE, "bench: cannot write to '%s': give --path a directory on the "
                         "disk to measure", o->path);
+    char err[600];
+    if (cairn_cuda_option(o->cuda, err, sizeof err))
+        return cli_fail(CLI_USAGE, "bench: %s", err);
     cairn_copy_init();
     if (!o->json)
         bench_print_header();
@@ -111,7 +120,7 @@ static int run(const void *opts, char **args, uint32_t count)
 
 const struct cli_command cli_bench = {
     .name = "bench",
-    .args = "key|index|ram|disk|mixed|restart|net|shm|all | replay TRACE | engine ...",
+    .args = "key|index|ram|disk|mixed|restart|net|shm|gpu|all | replay TRACE | engine ...",
     .args_min = 1,
     .args_max = 2,
     .options = options,

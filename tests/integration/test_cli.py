@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cairn as cairn_package
+from gpu_engine import DRIVER
 
 ROOT = Path(__file__).resolve().parents[2]
 IDENTITY = "model=smollm2,chunk_tokens=4,kv_dtype=bfloat16"
@@ -442,6 +443,27 @@ def test_bench_disk_and_mixed_leave_nothing_behind(cairn, place):
     assert not list(place.iterdir())
 
 
+def test_bench_gpu_on_the_emulated_driver(cairn, place):
+    args = ["gpu", "--cuda", DRIVER, "--seconds", "0.1", "--rounds", "1", "--path", place]
+    done = cairn("bench", *args, "--json")
+    said = done.stderr.decode()
+    assert done.returncode == 0 and "violation" not in said, said
+    rows = {row["name"]: row for row in json.loads(done.stdout)}
+    goals = json.loads((ROOT / "tools/bench/goals.json").read_text())
+    assert {g["name"] for g in goals if g["name"].startswith("gpu-")} <= set(rows)
+    sizes = [f"{1 << i}KiB" for i in range(1, 10)] + ["1MiB"]
+    pages = {f"gpu-engines-{way}-{size}" for way in ("to", "from") for size in sizes}
+    assert pages <= set(rows) and all(row["value"] > 0 for row in rows.values())
+    assert not list(place.iterdir())
+
+
+def test_bench_gpu_without_a_driver(cairn, place):
+    done = cairn("bench", "gpu", "--cuda", place / "none.so", "--path", place)
+    said = done.stderr.decode()
+    assert done.returncode == 1 and f"no CUDA driver: {place / 'none.so'}" in said
+    assert len(said.splitlines()) == 1, said
+
+
 def test_bench_replay(cairn, place):
     trace = place / "trace.jsonl"
     chain = random.Random(7)
@@ -521,7 +543,7 @@ def test_bench_engine_empties_no_folder_of_others(cairn, place, without_vllm):
 
 def test_goals_are_the_figures_that_bench_prints():
     goals = json.loads((ROOT / "tools/bench/goals.json").read_text())
-    assert len(goals) == 44 and len({g["name"] for g in goals}) == 44
+    assert len(goals) == 55 and len({g["name"] for g in goals}) == 55
     for goal in goals:
         assert set(goal) == {"name", "metric", "bound", "direction"}
         assert goal["metric"] in ("ratio", "value") and goal["direction"] in ("min", "max")
