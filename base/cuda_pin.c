@@ -1,6 +1,7 @@
 /* Pinned memory: what was offered is registered with the driver in the background, since pinning an
  * arena takes seconds; until then, and where it cannot be, copies go through memory of a lane. A
  * GPU is measured before that: it takes milliseconds. */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -113,6 +114,18 @@ static void *pinner(void *arg)
     return NULL;
 }
 
+/* No handler of the engine's runs in it. */
+static bool thread_start(const struct cuda_driver *d)
+{
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    /* It only reads the driver's table. */
+    int err = pthread_create(&the.thread, NULL, pinner, (void *)(uintptr_t)d);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return err == 0;
+}
+
 void cuda_pin_begin(struct cuda_gpu *g)
 {
     const char *why;
@@ -121,8 +134,7 @@ void cuda_pin_begin(struct cuda_gpu *g)
     if (!the.running && d) {
         the.gpu = g;
         the.ending = false;
-        /* The thread only reads the driver's table. */
-        the.running = pthread_create(&the.thread, NULL, pinner, (void *)(uintptr_t)d) == 0;
+        the.running = thread_start(d);
     }
     if (the.running && the.fresh_count < CUDA_GPUS) {
         the.fresh[the.fresh_count++] = g;

@@ -4,6 +4,7 @@ holds is read and compared through the pools' tensors, never through the store's
 import hashlib
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -529,6 +530,30 @@ def test_a_node_that_dies_stalls_and_comes_back(attach, new_node, rng):
         eventually(lambda: all(storage.batch_set_v1(keys, where)))
         assert storage.batch_get_v1(keys, where) == [True] * 4
     assert storage.counters["failures"] == 0
+
+
+def test_a_node_that_comes_back_and_refuses_is_told_of(attach, new_node, rng, caplog):
+    node = new_node()
+    node.start()
+    pool = sg.mha()
+    storage = attach(pool, f"unix:{node.socket}")
+    sg.fill(pool, 0, rng)
+    eventually(lambda: storage.batch_set_v1(NAMES[:1], sg.slots(pool, 0)) == [True])
+    node.kill()
+    assert storage.batch_get_v1(NAMES[:1], sg.slots(pool, 1)) == [False]
+    node.start("--clients-max=1")
+    with socket.socket(socket.AF_UNIX) as other:
+        other.connect(node.socket)
+        other.sendall(b"PING\r\n")
+        other.recv(64)
+
+        def told():
+            storage.batch_get_v1(NAMES[:1], sg.slots(pool, 1))
+            return "until it takes this engine it goes on without" in caplog.text
+
+        eventually(told)
+    eventually(lambda: storage.batch_set_v1(NAMES[1:2], sg.slots(pool, 0)) == [True])
+    assert caplog.text.count("until it takes this engine") == 1
 
 
 def eventually(true):

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from cairn._vllm_apart import LinkedStore, Listener  # noqa: E402
 from cairn._vllm_metrics import PromMetrics, Stats  # noqa: E402
 from cairn._vllm_pages import GroupPages, Unsupported, group_pages  # noqa: E402
-from gpu_engine import DRIVER, LATEST, Gpu  # noqa: E402
+from gpu_engine import DRIVER, LATEST, DeviceTensor, Gpu  # noqa: E402
 from patience import STALL  # noqa: E402
 from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, dense  # noqa: E402
 
@@ -129,6 +129,15 @@ def test_pages_on_a_gpu(rig, rng, uri, layout, gpu, monkeypatch):
     r.raw[:] = np.frombuffer(whole.read(), np.int8)
     assert all((r.page(g, b) == 42).all() for g, blocks in enumerate(target) for b in blocks)
     assert gpu.cuda.emu_violations() == 0, gpu.cuda.emu_violation_text().decode()
+
+
+def test_groups_on_several_devices_are_refused():
+    here = torch.zeros(BLOCKS, 4)
+    there = DeviceTensor(here, here, 1 << 40)
+    with pytest.raises(Unsupported, match="several devices"):
+        group_pages({"a": here, "b": there}, [["a"], ["b"]], BLOCKS)
+    with pytest.raises(Unsupported, match="several devices"):
+        group_pages({"a": here, "b": there}, [["a", "b"]], BLOCKS)
 
 
 def test_null_blocks_are_left_alone(rig, rng):

@@ -153,6 +153,8 @@ def group_pages(caches: dict[str, torch.Tensor], groups: list[list[str]],
     if missing:
         raise Unsupported(f"{missing[0]} has no cache of its own")
     pages = [GroupPages({n: caches[n] for n in group}, num_blocks) for group in groups]
+    if len({p.device for p in pages}) > 1:
+        raise Unsupported("the KV groups are on several devices")
     known = set().union(*(p.addresses for p in pages))
     for name, cache in caches.items():
         # A layer of no group must be one that reads another's cache.

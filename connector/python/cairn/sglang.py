@@ -373,6 +373,8 @@ class CairnStorage(HiCacheStorage):
                pool: StoredPool, begun: float) -> None:
         done = sum(good)
         seconds = self._went(begun, done > 0)
+        if not done:
+            self._tell_refusal()
         with self._lock:
             self.counters[good_name] += done
             self.counters[bad_name] += len(good) - done
@@ -387,14 +389,27 @@ class CairnStorage(HiCacheStorage):
         return seconds
 
     def _say(self, what: str, why: Exception) -> None:
-        """Once in a while: the same failure may come with every request."""
         with self._lock:
             self.counters["failures"] += 1
+        if self._due(what):
+            logger.warning("cairn: %s failed; going on without", what, exc_info=why)
+
+    def _due(self, what: str) -> bool:
+        """Once in a while: the same failure may come with every request."""
+        with self._lock:
             now = time.monotonic()
-            if now - self._said.get(what, -SAY_SECONDS) < SAY_SECONDS:
-                return
-            self._said[what] = now
-        logger.warning("cairn: %s failed; going on without", what, exc_info=why)
+            due = now - self._said.get(what, -SAY_SECONDS) >= SAY_SECONDS
+            if due:
+                self._said[what] = now
+        return due
+
+    def _tell_refusal(self) -> None:
+        """A node that was there, and since it has come back turns this engine away."""
+        store = self._shared.store
+        why = store.refusal if store is not None else ""
+        if why and self._due(f"refusal: {why}"):
+            logger.warning("cairn: %s; until it takes this engine it goes on without the cache",
+                           why)
 
 
 def _before(info: HiCacheStorageExtraInfo | None) -> str | None:
