@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "storage/ioq_fault.h"
+#include "tests/helpers/leftovers.h"
 #include "tests/helpers/log_host.h"
 
 #define DISK (32u << 20)
@@ -108,12 +109,14 @@ static void check(const char *path, bool spaces)
 static void read_image(const char *name, bool spaces)
 {
     char path[64], command[512];
+    struct leftovers left;
     snprintf(path, sizeof path, "golden-%d", (int)getpid());
+    leftovers_begin(&left, path, NULL);
     snprintf(command, sizeof command, "gzip -dc '%s/tests/data/%s.log.gz' > %s", CAIRN_SOURCE_DIR,
              name, path);
     cr_assert_eq(system(command), 0);
     check(path, spaces);
-    unlink(path);
+    leftovers_end(&left);
 }
 
 Test(golden, version_1)
