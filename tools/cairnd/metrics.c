@@ -375,9 +375,8 @@ static void add_health(struct text *t, struct node *n, const struct cairn_vault_
     char why[256];
     gauge(t, "cairn_healthy", "1 = values can be stored and read, as /healthz says",
           report_health(n, why, sizeof why));
-    uint64_t ready = atomic_load(&n->ready_ns);
     gauge(t, "cairn_restart_ready_seconds", "from the start until it answered",
-          ready ? (double)(ready - n->started_ns) / 1e9 : 0);
+          (double)(n->ready_ns - n->started_ns) / 1e9);
     add_ages(t, n, f);
     m = metric_begin(t, "cairn_tier_state", METRIC_GAUGE,
                      "0 = in use, 1 = some of its writes failed or hang, 2 = off");

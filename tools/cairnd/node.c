@@ -127,11 +127,12 @@ cairn_status node_start(struct node *n, char *err, size_t cap)
                            "limit of processes", (unsigned)n->o.workers);
     if (!st)
         st = kv_start(n, err, cap);
+    /* Whoever asks finds it set. */
+    n->ready_ns = cairn_now_ns();
     if (!st)
         st = http_start(n, err, cap);
     if (!st)
         st = net_start(n, err, cap);
-    atomic_store(&n->ready_ns, cairn_now_ns());
     if (st)
         node_stop(n);
     return st;

@@ -168,7 +168,7 @@ struct node {
     struct kv *kv;
     struct cairn_listener tcp, local; /* fd -1 = none */
     uint64_t started_ns, started_wall_ns;
-    _Atomic uint64_t ready_ns;        /* 0: it is not yet */
+    uint64_t ready_ns;                /* what is stored can be asked for */
     char run_id[41];                  /* 40 hexadecimal digits, another at every start */
     _Atomic bool stopping;            /* no new connections, no new commands */
     _Atomic uint64_t stop_deadline_ns;
