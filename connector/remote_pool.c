@@ -322,15 +322,23 @@ static bool may_dial(const struct remote *r)
     return r->open == 0 || (r->open < r->o.connections && cairn_now_ns() >= r->full_until_ns);
 }
 
+/* Waits for what lets a call go on, or until a further connection may be tried again. False: the
+ * deadline passed. Lock held. */
+static bool wait_change(struct remote *r, uint64_t deadline_ns)
+{
+    bool full = r->open < r->o.connections && r->full_until_ns < deadline_ns;
+    struct timespec until = cairn_timespec(full ? r->full_until_ns : deadline_ns);
+    return !pthread_cond_timedwait(&r->changed, &r->lock, &until) || full;
+}
+
 /* An idle connection, or leave to make one: then *ret is NULL. */
 static cairn_status take(struct remote *r, uint64_t deadline_ns, bool trial,
                          struct remote_conn **ret)
 {
-    struct timespec until = cairn_timespec(deadline_ns);
     cairn_status st = CAIRN_OK;
     pthread_mutex_lock(&r->lock);
     while (!r->idle && !may_dial(r) && !st) {
-        if (pthread_cond_timedwait(&r->changed, &r->lock, &until))
+        if (!wait_change(r, deadline_ns))
             st = CAIRN_TIMEOUT;
         else if (!trial && !breaker_closed(r))
             st = CAIRN_NOTFOUND;

@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -214,17 +215,14 @@ Test(remote, more_threads_than_connections)
     cr_assert_leq(stat_number("\"dials\":"), 3);
 }
 
-/* A node that takes no more clients serves those that it has: the calls share the connections that
- * there are, none fails, and the node counts as sound. */
-Test(remote, a_node_without_room_for_another_connection_serves_the_one_it_has)
+/* The node again, with so few places, of which the store has one. */
+static void reopen_with_few_places(const char *limit)
 {
-    pthread_t threads[12];
-    void *why;
     char err[512];
     cairn_close(store);
     store = NULL;
     node_end(&node, SIGTERM);
-    snprintf(node.arguments[node.argument_count++], sizeof node.arguments[0], "--clients-max=1");
+    snprintf(node.arguments[node.argument_count++], sizeof node.arguments[0], "%s", limit);
     cr_assert(node_start(&node));
     strncat(store_uri, "&connections=8", sizeof store_uri - strlen(store_uri) - 1);
     /* Whoever asked whether it had started may have its place still. */
@@ -232,6 +230,15 @@ Test(remote, a_node_without_room_for_another_connection_serves_the_one_it_has)
         cr_assert_lt(i, 6000, "%s", err);
         usleep(10000);
     }
+}
+
+/* A node that takes no more clients serves those that it has: the calls share the connections that
+ * there are, none fails, and the node counts as sound. */
+Test(remote, a_node_without_room_for_another_connection_serves_the_one_it_has)
+{
+    pthread_t threads[12];
+    void *why;
+    reopen_with_few_places("--clients-max=1");
     node_stall(&node);
     for (uintptr_t i = 0; i < 12; i++)
         pthread_create(&threads[i], NULL, hammer, (void *)(i + 1));
@@ -244,6 +251,91 @@ Test(remote, a_node_without_room_for_another_connection_serves_the_one_it_has)
     cr_assert_gt(stat_number("\"dials_refused\":"), 0);
     cr_assert_eq(stat_number("\"refused\":"), 0);
     cr_assert_eq(stat_number("\"timeouts\":"), 0);
+}
+
+/* The other one of two places. */
+static int other_place(void)
+{
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    snprintf(at.sun_path, sizeof at.sun_path, "%s", node.socket);
+    for (int i = 0;; i++) {
+        char said[8] = "";
+        cr_assert_lt(i, 6000, "the node has no second place");
+        int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+        cr_assert_eq(connect(fd, (struct sockaddr *)&at, sizeof at), 0);
+        if (send(fd, "PING\r\n", 6, MSG_NOSIGNAL) == 6 && recv(fd, said, 7, 0) == 7 &&
+            strcmp(said, "+PONG\r\n") == 0)
+            return fd;
+        close(fd);
+        usleep(10000);
+    }
+}
+
+static _Atomic bool was_refused;
+
+static void note_refusal(void *arg, int level, const char *line)
+{
+    (void)arg;
+    (void)level;
+    if (strstr(line, "the node refuses"))
+        atomic_store(&was_refused, true);
+}
+
+static int paused_at[2], go_on[2];
+static char *paused_page;
+
+/* Whoever reads the page stands still until it is told to go on. */
+static void pause_reader(int signal)
+{
+    char one = 0;
+    (void)signal;
+    if (write(paused_at[1], &one, 1) != 1 || read(go_on[0], &one, 1) != 1)
+        _exit(1);
+    mprotect(paused_page, 4096, PROT_READ | PROT_WRITE);
+}
+
+static void *put_paused(void *arg)
+{
+    struct cairn_iov iov = {paused_page, 4096};
+    struct cairn_put put = {.key = key_of(7), .value = {.iov = &iov, .count = 1}};
+    cairn_put(store, &put, 1, PATIENCE);
+    return arg;
+}
+
+static void *get_beside(void *arg)
+{
+    *(cairn_status *)arg = get_within(1, 1000, PATIENCE);
+    return NULL;
+}
+
+/* The node had no room for another connection, and has it again: who waits for the one there is,
+ * which may stay taken for long, does not wait for that. */
+Test(remote, room_for_another_connection_is_found_while_the_others_are_taken)
+{
+    pthread_t putting, getting;
+    cairn_status got = CAIRN_MISS;
+    char one = 0;
+    if (!attached())
+        cr_skip_test("the kernel reads what is put");
+    reopen_with_few_places("--clients-max=2");
+    int other = other_place();
+    cr_assert_eq(put_id(1, 1000), CAIRN_OK);
+
+    cairn_messages_to(note_refusal, NULL, CAIRN_LOG_DEBUG);
+    paused_page = mmap(NULL, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    cr_assert(!pipe(paused_at) && !pipe(go_on));
+    sigaction(SIGSEGV, &(struct sigaction){.sa_handler = pause_reader, .sa_flags = SA_RESETHAND},
+              NULL);
+    pthread_create(&putting, NULL, put_paused, NULL);
+    cr_assert_eq(read(paused_at[0], &one, 1), 1);
+    pthread_create(&getting, NULL, get_beside, &got);
+    while (!atomic_load(&was_refused))
+        usleep(1000);
+    close(other);
+    pthread_join(getting, NULL);
+    cr_assert_eq(got, CAIRN_OK);
+    cr_assert_eq(write(go_on[1], &one, 1), 1);
+    pthread_join(putting, NULL);
 }
 
 /* --- nodes that are gone --- */
