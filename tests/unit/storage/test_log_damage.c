@@ -25,11 +25,14 @@ static void wipe(struct bench *b, uint64_t off)
 
 typedef void (*harm)(struct bench *b, uint64_t off);
 
-static uint32_t held_in(const struct log_host *h, uint32_t seg)
+/* The log's thread may be taking some of them away. */
+static uint32_t held_in(struct log_host *h, uint32_t seg)
 {
     uint32_t n = 0;
+    pthread_mutex_lock(&h->lock);
     for (uint32_t id = 0; id < HOST_KEYS; id++)
         n += h->keys[id].block && (h->keys[id].block - 512) / 256 == seg;
+    pthread_mutex_unlock(&h->lock);
     return n;
 }
 
