@@ -302,10 +302,10 @@ class CairnStorage(HiCacheStorage):
         outs = list(target_locations or ())
         if store is None or self._names is None or len(outs) != len(keys) or not keys:
             return [None] * len(keys)
-        iov, counts, keep = runs(outs, "target_locations", True)
+        iov, counts, streams, keep = runs(outs, "target_locations", True)
         begun = time.monotonic()
         status = store.get_runs(self._flat_keys(keys), iov, counts, identity=self._identity,
-                                timeout=self._timeout)
+                                timeout=self._timeout, cuda_stream=streams)
         del keep
         self._went(begun, bool((status == _native.OK).any()))
         return [out if s == _native.OK else None for out, s in zip(outs, status.tolist())]
@@ -321,10 +321,11 @@ class CairnStorage(HiCacheStorage):
         store, _ = self._of(KV)
         if store is None or self._names is None or len(values or ()) != len(keys) or not keys:
             return False
-        iov, counts, keep = runs([v.contiguous() for v in values], "values", False)
+        iov, counts, streams, keep = runs([v.contiguous() for v in values], "values", False)
         rows = self._flat_keys(keys)
         begun = time.monotonic()
-        status = store.put_runs(rows, iov, counts, identity=self._identity, timeout=self._timeout)
+        status = store.put_runs(rows, iov, counts, identity=self._identity, timeout=self._timeout,
+                                cuda_stream=streams)
         del keep
         good = [s in (_native.OK, _native.EXISTS) for s in status.tolist()]
         self._went(begun, any(good))
