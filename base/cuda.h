@@ -60,8 +60,8 @@ const struct cuda_driver *cuda_driver(const char **ret_why);
 /* A child has no driver, nor anything that its parent offered. Called before what a lock guards. */
 void cuda_watch_forks(void);
 
-/* The GPU that all of the list lies in, and how its context is entered. CAIRN_INVAL: it is no
- * device memory, or not of one GPU; CAIRN_UNSUPPORTED: no driver; CAIRN_IO: the GPU is off. */
+/* The GPU that all of the list lies in. CAIRN_INVAL: it is no device memory, or not of one GPU;
+ * CAIRN_UNSUPPORTED: no driver; CAIRN_IO: the GPU is off. */
 cairn_status cuda_gpu_of(const struct cairn_sgl *list, struct cuda_gpu **ret);
 /* The first one on the device that is known; NULL: none. Good until cairn_cuda_close. */
 struct cuda_gpu *cuda_gpu_on(cu_device device);

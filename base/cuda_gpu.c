@@ -476,31 +476,37 @@ bool cuda_ordered(const struct cairn_order_point *p, const struct cairn_sgl *lis
     return true;
 }
 
+/* Entered. Remembers what is queued on the stream. */
+static cairn_status stream_mark(struct cuda_gpu *g, cu_stream stream, void **ret_event)
+{
+    int capturing = CU_CAPTURE_NONE;
+    if (!stream_fits(g, stream))
+        return CAIRN_INVAL;
+    if (!cuda_ok(g, "cuStreamIsCapturing", the.driver.stream_capturing(stream, &capturing)) ||
+        capturing != CU_CAPTURE_NONE)
+        return CAIRN_UNSUPPORTED;
+    cu_event event = cuda_event_take(g);
+    if (!event)
+        return CAIRN_IO;
+    if (!cuda_ok(g, "cuEventRecord", the.driver.event_record(event, stream))) {
+        cuda_event_give(g, event);
+        return CAIRN_IO;
+    }
+    *ret_event = event;
+    return CAIRN_OK;
+}
+
 cairn_status cuda_order(const struct cairn_sgl *list, struct cairn_order_point *ret)
 {
     struct cuda_gpu *g;
     struct cuda_entry e;
-    int capturing = CU_CAPTURE_NONE;
     cairn_status st = cuda_gpu_of(list, &g);
     if (st)
         return st;
     if (!cuda_enter(g, &e))
         return CAIRN_IO;
-    st = stream_fits(g, ret->stream) ? CAIRN_UNSUPPORTED : CAIRN_INVAL;
-    if (st == CAIRN_UNSUPPORTED && cuda_ok(g, "cuStreamIsCapturing",
-                the.driver.stream_capturing(ret->stream, &capturing)) &&
-        capturing == CU_CAPTURE_NONE) {
-        cu_event event = cuda_event_take(g);
-        if (event && cuda_ok(g, "cuEventRecord", the.driver.event_record(event, ret->stream))) {
-            ret->owner = g;
-            ret->event = event;
-            st = CAIRN_OK;
-        } else {
-            if (event)
-                cuda_event_give(g, event);
-            st = CAIRN_IO;
-        }
-    }
+    ret->owner = g;
+    st = stream_mark(g, ret->stream, &ret->event);
     cuda_leave(&e);
     return st;
 }

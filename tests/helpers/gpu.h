@@ -60,6 +60,13 @@ static inline void gpu_end(void)
     cr_assert_eq(emu_violations(), 0, "%s", emu_violation_text());
 }
 
+/* The first len bytes of the device's memory, as a list of one run. */
+static inline struct cairn_sgl gpu_page(const struct gpu *g, struct cairn_iov *iov, size_t len)
+{
+    *iov = (struct cairn_iov){(void *)(uintptr_t)g->memory, len};
+    return (struct cairn_sgl){.iov = iov, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g->stream};
+}
+
 /* Cuts len bytes of the device's memory into runs that do not touch each other, in any order. */
 static inline struct cairn_sgl gpu_list(const struct gpu *g, struct rng *r, size_t len,
                                         size_t run_max, struct cairn_iov *iov)

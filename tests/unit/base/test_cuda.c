@@ -67,8 +67,8 @@ static void host_close(struct host *h)
 /* A first move makes the GPU known, after which what was offered is pinned. */
 static void make_known(struct gpu *g, struct host *h)
 {
-    struct cairn_iov one = {(void *)(uintptr_t)g->memory, 16};
-    struct cairn_sgl list = {.iov = &one, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g->stream};
+    struct cairn_iov one;
+    struct cairn_sgl list = gpu_page(g, &one, 16);
     cr_assert_eq(cairn_move_out(&list, 0, h->value, 16, 0, 16, NULL, PATIENCE), CAIRN_OK);
     settle();
 }
@@ -226,8 +226,8 @@ Test(cuda, a_load_waits_for_its_stream)
     gpu_begin(EMULATED_CUDA, 1, EMU_LATEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
-    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
-    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&g, &page, 4096);
     char seen[4096];
     make_known(&g, &h);
     memset(h.other, 7, 4096);
@@ -297,8 +297,8 @@ Test(cuda, a_capturing_stream_is_refused_and_the_capture_lives)
     gpu_begin(EMULATED_CUDA, 3, EMU_EARLIEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
-    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
-    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&g, &page, 4096);
     cu_stream other;
     make_known(&g, &h);
     cr_assert_eq(cu.context_push(g.context), CU_OK);
@@ -483,8 +483,8 @@ Test(cuda, a_forked_child_has_no_gpu)
     gpu_begin(EMULATED_CUDA, 10, EMU_EARLIEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
-    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
-    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&g, &page, 4096);
     make_known(&g, &h);
     int status;
     pid_t child = fork();
@@ -577,8 +577,8 @@ Test(cuda, a_lost_context_is_left_alone)
     gpu_begin(EMULATED_CUDA, 5, EMU_LATEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
-    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 65536};
-    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&g, &page, 65536);
     make_known(&g, &h);
     emu_fail_queued(1, CU_ILLEGAL_ADDRESS);
     cr_assert_eq(ordered_out(&list, 0, &h, 65536, 0, 65536, false, PATIENCE), CAIRN_IO);
@@ -605,8 +605,8 @@ Test(cuda, copies_under_way_end_before_a_move_does_on_a_gpu_that_is_off)
     gpu_begin(EMULATED_CUDA, 11, EMU_EARLIEST);
     struct gpu g = gpu_open_on(0, MIB);
     struct host h = host_open(true);
-    struct cairn_iov page = {(void *)(uintptr_t)g.memory, 4096};
-    struct cairn_sgl list = {.iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&g, &page, 4096);
     struct cuda_run run = {.device = g.memory, .host = h.value, .len = 4096};
     struct cuda_entry e;
     struct cuda_gpu *known;
@@ -663,9 +663,8 @@ Test(cuda, read_only_memory)
         char *shared = mmap(NULL, m.len, PROT_READ, MAP_SHARED, m.fd, 0);
         cr_assert_neq(shared, MAP_FAILED);
         cairn_memory_offer(shared, m.len, false);
-        struct cairn_iov page = {(void *)(uintptr_t)g.memory, MIB};
-        struct cairn_sgl list = {
-            .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = g.stream};
+        struct cairn_iov page;
+        struct cairn_sgl list = gpu_page(&g, &page, MIB);
         cr_assert_eq(cairn_move_out(&list, 0, shared, MIB, 0, MIB, NULL, PATIENCE), CAIRN_OK);
         settle();
         cu_ptr device;

@@ -107,9 +107,8 @@ Test(gpu, submitted_calls_come_after_what_was_queued)
     cairn_queue *q;
     struct cairn_completion done[2];
     char *seen = malloc(LEN), *host = malloc(LEN);
-    struct cairn_iov page = {(void *)(uintptr_t)gpu.memory, LEN};
-    struct cairn_sgl list = {
-        .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = gpu.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&gpu, &page, LEN);
     struct cairn_put put = {.key = key_of(1), .value = list};
     struct cairn_get get = {.key = key_of(2), .out = list};
     cr_assert_eq(put_id(2, LEN), CAIRN_OK);
@@ -158,9 +157,8 @@ Test(gpu, a_stream_that_stands_still_is_a_miss_at_the_deadline)
 {
     struct rng r;
     setup("still", &r, EMU_EARLIEST);
-    struct cairn_iov page = {(void *)(uintptr_t)gpu.memory, 65536};
-    struct cairn_sgl list = {
-        .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = gpu.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&gpu, &page, 65536);
     struct cairn_get get = {.key = key_of(1), .out = list};
     struct cairn_put put = {.key = key_of(3), .value = list};
     cr_assert_eq(put_id(1, 65536), CAIRN_OK);
@@ -183,9 +181,8 @@ Test(gpu, a_stream_that_stands_still_is_no_fault_of_the_store)
 {
     struct rng r;
     setup("no_fault", &r, EMU_EARLIEST);
-    struct cairn_iov page = {(void *)(uintptr_t)gpu.memory, 65536};
-    struct cairn_sgl list = {
-        .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = gpu.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&gpu, &page, 65536);
     cr_assert_eq(put_id(1, 65536), CAIRN_OK);
     cr_assert_eq(emu_stream_block(gpu.stream), CU_OK);
     for (int i = 0; i < 4; i++) {
@@ -209,9 +206,8 @@ Test(gpu, a_failing_driver_is_misses)
 {
     struct rng r;
     setup("failing", &r, EMU_RANDOM);
-    struct cairn_iov page = {(void *)(uintptr_t)gpu.memory, 1 << 20};
-    struct cairn_sgl list = {
-        .iov = &page, .count = 1, .mem = CAIRN_MEM_CUDA, .stream = gpu.stream};
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&gpu, &page, 1 << 20);
     struct cairn_get get = {.key = key_of(1), .out = list};
     struct cairn_put put = {.key = key_of(2), .value = list};
     cr_assert_eq(put_id(1, 1 << 20), CAIRN_OK);
