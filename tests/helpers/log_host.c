@@ -239,6 +239,14 @@ void host_init(struct log_host *h, const char *path, uint64_t disk, const char *
     };
 }
 
+uint32_t host_block(struct log_host *h, uint64_t id)
+{
+    pthread_mutex_lock(&h->lock);
+    uint32_t block = h->keys[id].block;
+    pthread_mutex_unlock(&h->lock);
+    return block;
+}
+
 void host_fini(struct log_host *h)
 {
     munmap(h->arena, h->arena_len);

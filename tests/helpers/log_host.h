@@ -77,6 +77,8 @@ cairn_status host_sync(struct log_host *h);
  * MISS also when the host knows no place. */
 cairn_status host_get(struct log_host *h, uint64_t id);
 cairn_status host_get_part(struct log_host *h, uint64_t id, uint32_t piece, uint32_t count);
+/* Where the host knows the value to be, 0: nowhere. The log's thread may be taking it away. */
+uint32_t host_block(struct log_host *h, uint64_t id);
 /* Forgets everything, as a restarted process does; the next open recovers. */
 void host_forget(struct log_host *h);
 

@@ -40,7 +40,7 @@ Test(log, side_records_are_kept_and_verified)
     open_ok(&b.h);
     cr_assert_eq(host_put(&b.h, 1, 300000), CAIRN_OK);
     cr_assert_eq(host_get(&b.h, 1), CAIRN_OK);
-    uint64_t side = ((uint64_t)b.h.keys[1].block + 1 + cairn_blocks(300000)) * CAIRN_BLOCK;
+    uint64_t side = ((uint64_t)host_block(&b.h, 1) + 1 + cairn_blocks(300000)) * CAIRN_BLOCK;
     cairn_sim_flip(b.sim, side + 4999, 3);
     cr_assert_eq(host_get(&b.h, 1), CAIRN_CORRUPT);
     cr_assert_eq(host_get_part(&b.h, 1, 0, 2), CAIRN_OK, "a part is read without them");
@@ -73,11 +73,11 @@ Test(log, batches_of_all_sizes)
         reclaim_rests(&h);
         uint64_t held = 0;
         for (uint32_t i = 0; i < 24 * 32; i++)
-            held += h.keys[i].block != 0;
+            held += host_block(&h, i) != 0;
         reopen(&h);
         reclaim_rests(&h);
         for (uint32_t i = 0; i < 24 * 32; i++) {
-            if (h.keys[i].block)
+            if (host_block(&h, i))
                 cr_assert_eq(host_get(&h, i), CAIRN_OK);
         }
         cr_assert_geq(h.recovered, held);
@@ -112,7 +112,7 @@ Test(log, wraps_around_many_times_and_keeps_what_is_wanted)
     for (uint64_t id = 1; id < 100; id++) {
         if (before[id].block)
             cr_assert_eq(b.h.keys[id].version, before[id].version);
-        if (b.h.keys[id].block)
+        if (host_block(&b.h, id))
             cr_assert_eq(host_get(&b.h, id), CAIRN_OK);
     }
     cr_assert_eq(host_get(&b.h, 50), CAIRN_OK);
@@ -143,8 +143,8 @@ Test(log, what_was_deleted_stays_dead_while_the_log_wraps)
             version[i] = b.h.keys[i].version;
         reopen(&b.h);
         for (uint32_t i = 0; i < 64; i++) {
-            cr_assert(!dead[i] || b.h.keys[i].block == 0, "key %u came back", i);
-            cr_assert(b.h.keys[i].block == 0 || b.h.keys[i].version == version[i],
+            cr_assert(!dead[i] || host_block(&b.h, i) == 0, "key %u came back", i);
+            cr_assert(host_block(&b.h, i) == 0 || b.h.keys[i].version == version[i],
                       "key %u shows an older version", i);
         }
     }
@@ -160,7 +160,7 @@ Test(log, a_read_of_a_reclaimed_place_is_a_miss)
     struct host_entry old = b.h.keys[1];
     for (uint64_t id = 2; id < 500; id++)
         put_or_die(&b, id, 100000);
-    cr_assert_eq(b.h.keys[1].block, 0, "it should be reclaimed by now");
+    cr_assert_eq(host_block(&b.h, 1), 0, "it should be reclaimed by now");
     b.h.keys[1] = old;
     cairn_status st = host_get(&b.h, 1);
     cr_assert(st == CAIRN_MISS || st == CAIRN_CORRUPT);

@@ -52,13 +52,13 @@ Test(log_damage, reclaim_tells_of_records_that_it_could_not_list)
     cr_assert_geq(before, 8);
     spoil(&b, seg_off(0) + MIB - CAIRN_BLOCK);
     for (uint64_t lost = 0; lost < id; lost++) {
-        if (b.h.keys[lost].block == 512 + 1 + 3 * (1 + cairn_blocks(LEN)))
-            spoil(&b, (uint64_t)b.h.keys[lost].block * CAIRN_BLOCK);
+        if (host_block(&b.h, lost) == 512 + 1 + 3 * (1 + cairn_blocks(LEN)))
+            spoil(&b, (uint64_t)host_block(&b.h, lost) * CAIRN_BLOCK);
     }
     while (b.h.tier->ops->stats(b.h.tier)->segments_reclaimed == 0)
         put_or_die(&b, id++, LEN);
     for (uint64_t old = 0; old < before; old++)
-        cr_assert(b.h.keys[old].block == 0 || b.h.keys[old].version > before,
+        cr_assert(host_block(&b.h, old) == 0 || b.h.keys[old].version > before,
                   "key %d lies in a void segment", (int)old);
     bench_fini(&b);
 }
@@ -113,7 +113,7 @@ static void header_damaged(uint64_t victim, bool crash)
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
     put_or_die(&b, 9, 20000);
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
-    uint32_t block = b.h.keys[victim].block;
+    uint32_t block = host_block(&b.h, victim);
     settle(&b);
     struct cairn_sim *after = crash ? cairn_sim_power_cut(b.sim, 3) : NULL;
     cr_assert(host_close(&b.h));
@@ -188,8 +188,8 @@ static uint32_t leftovers(struct bench *b, uint8_t old[2 * RECORD * CAIRN_BLOCK]
     settle(b);
     for (uint64_t id = 3; id < 6; id++)
         put_six(b, id);
-    uint32_t block = b->h.keys[3].block;
-    cr_assert_eq(b->h.keys[5].block, block + 2 * RECORD);
+    uint32_t block = host_block(&b->h, 3);
+    cr_assert_eq(host_block(&b->h, 5), block + 2 * RECORD);
     records_read(b, block + RECORD, old, 2);
     crash(b);
     cairn_sim_poke(b->sim, (uint64_t)block * CAIRN_BLOCK, none, sizeof none);
@@ -198,7 +198,7 @@ static uint32_t leftovers(struct bench *b, uint8_t old[2 * RECORD * CAIRN_BLOCK]
     for (uint64_t id = 0; id < 6; id++)
         cr_assert_eq(host_get(&b->h, id), id < 3 ? CAIRN_OK : CAIRN_MISS, "key %d", (int)id);
     put_six(b, 10);
-    cr_assert_eq(b->h.keys[10].block, block);
+    cr_assert_eq(host_block(&b->h, 10), block);
     cr_assert_eq(host_sync(&b->h), CAIRN_OK);
     return block;
 }
@@ -237,7 +237,7 @@ Test(log_damage, a_later_session_passes_over_what_an_earlier_one_left)
     uint32_t block = leftovers(&b, old);
     put_six(&b, 11);
     put_six(&b, 12);
-    cr_assert_eq(b.h.keys[12].block, block + 2 * RECORD);
+    cr_assert_eq(host_block(&b.h, 12), block + 2 * RECORD);
     records_read(&b, block + 2 * RECORD, last, 1);
     crash(&b);
     records_set(&b, block + RECORD, old, 1);
@@ -275,7 +275,7 @@ static uint64_t one_of_four_dead(struct bench *b)
     cr_assert_eq(host_sync(&b->h), CAIRN_OK);
     cr_assert_eq(host_delete(&b->h, 1), CAIRN_OK);
     settle(b);
-    return b->h.keys[3].block + RECORD;
+    return host_block(&b->h, 3) + RECORD;
 }
 
 /* One copy of the tombstone is damaged. */
@@ -313,7 +313,7 @@ static void value_before_damaged(harm damage)
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
     put_six(&b, 3);
     cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
-    uint64_t victim = b.h.keys[3].block;
+    uint64_t victim = host_block(&b.h, 3);
     settle(&b);
     crash(&b);
     damage(&b, victim * CAIRN_BLOCK);
@@ -353,7 +353,7 @@ Test(log_damage, fsck_takes_no_torn_end_for_damage)
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
     put_six(&b, 3);
     cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
-    uint64_t torn = b.h.keys[3].block;
+    uint64_t torn = host_block(&b.h, 3);
     settle(&b);
     crash(&b);
     wipe(&b, torn * CAIRN_BLOCK);
@@ -398,11 +398,11 @@ static void full_and_damaged(uint32_t copy)
         put_or_die(&b, id, 3 * CAIRN_BLOCK);
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
     cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
-    uint32_t tombstone = b.h.keys[last - 1].block + 4;
+    uint32_t tombstone = host_block(&b.h, last - 1) + 4;
     put_or_die(&b, last, 3 * CAIRN_BLOCK);
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
-    cr_assert_eq(b.h.keys[last].block, tombstone + 2);
-    cr_assert_eq(b.h.keys[last].block + 4 + cairn_footer_blocks(last + 2), 512 + 256);
+    cr_assert_eq(host_block(&b.h, last), tombstone + 2);
+    cr_assert_eq(host_block(&b.h, last) + 4 + cairn_footer_blocks(last + 2), 512 + 256);
     put_or_die(&b, last + 1, LEN);
     cr_assert_eq(host_sync(&b.h), CAIRN_OK);
     settle(&b);
@@ -477,7 +477,7 @@ static void behind_unreadable(const struct unreadable *u)
     cr_assert_eq(host_delete(&b.h, 1), CAIRN_OK);
     put_six(&b, 3);
     settle(&b);
-    uint64_t tombstone = b.h.keys[3].block - COPIES, victim = b.h.keys[2].block;
+    uint64_t tombstone = host_block(&b.h, 3) - COPIES, victim = host_block(&b.h, 2);
     if (u->closed)
         cr_assert(host_close(&b.h));
     else

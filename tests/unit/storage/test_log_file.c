@@ -218,7 +218,7 @@ Test(log_file, fsck_finds_each_kind_of_damage_and_changes_nothing)
     cr_assert_eq(r.tombstones, 1);
     cr_assert_eq(r.payload_bytes, 2000000);
     cr_assert_geq(r.sealed, 2);
-    uint64_t record = (uint64_t)h.keys[0].block * CAIRN_BLOCK;
+    uint64_t record = (uint64_t)host_block(&h, 0) * CAIRN_BLOCK;
     cr_assert(host_close(&h));
 
     file_flip(record + 5000);
