@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from array import array as packed
 from pathlib import Path
 from typing import Any
 from collections.abc import Iterable, Mapping, Sequence
@@ -177,6 +179,9 @@ def _parent(parent: bytes | None) -> bytes | None:
 
 def token_array(tokens: Any) -> np.ndarray:
     """uint32, contiguous."""
+    if isinstance(tokens, list):
+        with contextlib.suppress(TypeError, OverflowError):
+            return np.frombuffer(packed("I", tokens), np.uint32)  # 7 times as fast as np.asarray
     if hasattr(tokens, "numpy") and hasattr(tokens, "data_ptr"):
         tokens = tokens.numpy()
     array = np.asarray(tokens)
