@@ -1,77 +1,42 @@
 /* `cairn bench gpu`: moves between host memory and a GPU's pages, beside one large copy of pinned
  * memory in the same direction. The program is its own engine: it makes the device's primary
  * context, with the driver's table that Cairn loads too. */
-#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/cuda.h"
 #include "base/cuda_config.h"
 #include "base/move.h"
-#include "tools/bench.h"
-
-#define POOL (128u << 20) /* of host memory, and twice that of pages */
-#define VALUE_MAX (32u << 20)
-#define PAGES_MAX 1024u
-#define TIMEOUT (60 * CAIRN_NS_PER_S)
-
-/* What an engine's chunk is: pages of one size anywhere in its pool. */
-struct shape {
-    const char *name;
-    size_t page;
-    uint32_t count;
-};
+#include "tools/bench_gpu.h"
 
 /* 16-token blocks of 8 KV heads x 128 x bf16, K and V together, 32 layers; and of 576 x bf16 in
  * 61 layers. */
-static const struct shape shapes[] = {
+static const struct bench_pages shapes[] = {
     {"256-tokens", 65536, 16 * 32}, {"64-tokens", 65536, 4 * 32}, {"16-tokens", 65536, 32},
     {"mla-256-tokens", 18432, 16 * 61},
-};
-
-struct bench_gpu {
-    const struct bench_opts *o;
-    const struct cuda_driver *driver;
-    cu_device device;
-    cu_context context;
-    cu_stream streams[2]; /* the engine's: for copies to the GPU, and from it */
-    cu_event events[2];
-    cu_ptr memory, flat; /* pages; what the limit copies to and from, as long as host */
-    struct cairn_mapping host;
-    struct cuda_gpu *gpu;
-    struct cairn_iov iov[2][PAGES_MAX];
-    uint64_t round_ns, random[2];
 };
 
 /* One direction's share of a round, in a thread of its own where both go at once. */
 struct way {
     struct bench_gpu *g;
-    const struct shape *shape; /* NULL: the limit */
+    const struct bench_pages *shape; /* NULL: the limit */
     bool to_gpu, ok;
     size_t from, len; /* of the host memory */
     uint64_t bytes, ns;
 };
 
-static bool good(cu_result r, const char *call)
-{
-    return r == CU_OK || bench_fail("gpu: %s failed with %d: is the GPU in use by another program, "
-                                    "or its memory full?", call, r);
-}
-
 static bool gpu_open(struct bench_gpu *g)
 {
     const struct cuda_driver *d = g->driver;
-    return good(d->device_get(&g->device, 0), "cuDeviceGet") &&
-           good(d->primary_retain(&g->context, g->device), "cuDevicePrimaryCtxRetain") &&
-           good(d->context_push(g->context), "cuCtxPushCurrent") &&
-           good(d->stream_create(&g->streams[0], CU_STREAM_NON_BLOCKING), "cuStreamCreate") &&
-           good(d->stream_create(&g->streams[1], CU_STREAM_NON_BLOCKING), "cuStreamCreate") &&
-           good(d->event_create(&g->events[0], CU_EVENT_DISABLE_TIMING), "cuEventCreate") &&
-           good(d->event_create(&g->events[1], CU_EVENT_DISABLE_TIMING), "cuEventCreate") &&
-           good(d->alloc(&g->memory, 2 * POOL), "cuMemAlloc") &&
-           good(d->alloc(&g->flat, POOL), "cuMemAlloc");
+    return gpu_good(d->device_get(&g->device, 0), "cuDeviceGet") &&
+           gpu_good(d->primary_retain(&g->context, g->device), "cuDevicePrimaryCtxRetain") &&
+           gpu_good(d->context_push(g->context), "cuCtxPushCurrent") &&
+           gpu_good(d->stream_create(&g->streams[0], CU_STREAM_NON_BLOCKING), "cuStreamCreate") &&
+           gpu_good(d->stream_create(&g->streams[1], CU_STREAM_NON_BLOCKING), "cuStreamCreate") &&
+           gpu_good(d->event_create(&g->events[0], CU_EVENT_DISABLE_TIMING), "cuEventCreate") &&
+           gpu_good(d->event_create(&g->events[1], CU_EVENT_DISABLE_TIMING), "cuEventCreate") &&
+           gpu_good(d->alloc(&g->memory, 2 * BENCH_GPU_POOL), "cuMemAlloc") &&
+           gpu_good(d->alloc(&g->flat, BENCH_GPU_POOL), "cuMemAlloc");
 }
 
 static void gpu_close(struct bench_gpu *g)
@@ -94,12 +59,11 @@ static void gpu_close(struct bench_gpu *g)
     }
 }
 
-/* Pages of a chunk, no two the same, in any order of the direction's half of the pool. */
-static struct cairn_sgl pick_pages(struct bench_gpu *g, const struct shape *s, bool to_gpu)
+struct cairn_sgl bench_gpu_pick(struct bench_gpu *g, const struct bench_pages *s, bool to_gpu)
 {
     struct cairn_iov *iov = g->iov[to_gpu];
-    size_t slots = POOL / s->page, at = bench_random(&g->random[to_gpu]) % slots;
-    cu_ptr half = g->memory + (to_gpu ? POOL : 0);
+    size_t slots = BENCH_GPU_POOL / s->page, at = bench_random(&g->random[to_gpu]) % slots;
+    cu_ptr half = g->memory + (to_gpu ? BENCH_GPU_POOL : 0);
     for (uint32_t i = 0; i < s->count; i++) {
         iov[i] = (struct cairn_iov){(void *)(uintptr_t)(half + at * s->page), s->page};
         at = (at + 3) % slots;
@@ -114,13 +78,20 @@ static struct cairn_sgl pick_pages(struct bench_gpu *g, const struct shape *s, b
                               .stream = g->streams[to_gpu]};
 }
 
+bool bench_gpu_wait(struct bench_gpu *g, cu_event e)
+{
+    cu_result r;
+    while ((r = g->driver->event_query(e)) == CU_NOT_READY)
+        ;
+    return gpu_good(r, "cuEventQuery");
+}
+
+/* What was queued on the stream is done. */
 static bool stream_wait(struct bench_gpu *g, bool to_gpu)
 {
     cu_event e = g->events[to_gpu];
-    cu_result r = g->driver->event_record(e, g->streams[to_gpu]);
-    while (r == CU_OK && (r = g->driver->event_query(e)) == CU_NOT_READY)
-        r = CU_OK;
-    return good(r, "cuEventQuery");
+    return gpu_good(g->driver->event_record(e, g->streams[to_gpu]), "cuEventRecord") &&
+           bench_gpu_wait(g, e);
 }
 
 /* The limit: all of it in one copy. */
@@ -129,21 +100,27 @@ static bool copy_flat(struct way *w)
     struct bench_gpu *g = w->g;
     cu_ptr host = (cu_ptr)(uintptr_t)g->host.base + w->from, flat = g->flat + w->from;
     w->bytes += w->len;
-    return good(g->driver->copy(w->to_gpu ? flat : host, w->to_gpu ? host : flat, w->len,
-                                g->streams[w->to_gpu]), "cuMemcpyAsync") &&
+    return gpu_good(g->driver->copy(w->to_gpu ? flat : host, w->to_gpu ? host : flat, w->len,
+                                    g->streams[w->to_gpu]), "cuMemcpyAsync") &&
            stream_wait(g, w->to_gpu);
+}
+
+bool bench_gpu_move(struct bench_gpu *g, const struct bench_pages *s, bool to_gpu, void *value)
+{
+    size_t len = s->page * s->count;
+    struct cairn_sgl list = bench_gpu_pick(g, s, to_gpu);
+    uint64_t deadline = cairn_deadline_ns(BENCH_GPU_TIMEOUT);
+    cairn_status st = to_gpu ? cairn_move_out(&list, 0, value, len, 0, len, NULL, deadline)
+                             : cairn_move_in(value, &list, 0, len, NULL, deadline);
+    return st == CAIRN_OK || bench_fail("gpu: a move failed: %s", cairn_status_name(st));
 }
 
 static bool move_chunk(struct way *w, uint64_t turn)
 {
     size_t len = w->shape->page * w->shape->count;
     char *value = (char *)w->g->host.base + w->from + turn % (w->len / len) * len;
-    struct cairn_sgl list = pick_pages(w->g, w->shape, w->to_gpu);
-    uint64_t deadline = cairn_deadline_ns(TIMEOUT);
-    cairn_status st = w->to_gpu ? cairn_move_out(&list, 0, value, len, 0, len, NULL, deadline)
-                                : cairn_move_in(value, &list, 0, len, NULL, deadline);
     w->bytes += len;
-    return st == CAIRN_OK || bench_fail("gpu: a move failed: %s", cairn_status_name(st));
+    return bench_gpu_move(w->g, w->shape, w->to_gpu, value);
 }
 
 static void *way_run(void *arg)
@@ -151,7 +128,7 @@ static void *way_run(void *arg)
     struct way *w = arg;
     cu_context popped;
     uint64_t begin = cairn_now_ns(), end = begin + w->g->round_ns, turn = 0;
-    w->ok = good(w->g->driver->context_push(w->g->context), "cuCtxPushCurrent");
+    w->ok = gpu_good(w->g->driver->context_push(w->g->context), "cuCtxPushCurrent");
     if (!w->ok)
         return NULL;
     do {
@@ -163,16 +140,17 @@ static void *way_run(void *arg)
 }
 
 /* A round of one direction or, with half the host memory each, of both. */
-static bool round_run(struct bench_gpu *g, const struct shape *s, int direction,
+static bool round_run(struct bench_gpu *g, const struct bench_pages *s, int direction,
                       struct bench_side *side)
 {
     struct way w[2];
     pthread_t other;
     bool both = direction < 0;
+    size_t share = both ? BENCH_GPU_POOL / 2 : BENCH_GPU_POOL;
     double cpu = bench_cpu_s();
     for (int i = 0; i < 2; i++)
         w[i] = (struct way){.g = g, .shape = s, .to_gpu = both ? i : direction,
-                            .from = both && i ? POOL / 2 : 0, .len = both ? POOL / 2 : POOL};
+                            .from = both && i ? share : 0, .len = share};
     if (both && pthread_create(&other, NULL, way_run, &w[1]))
         return bench_fail("gpu: no thread can be started");
     way_run(&w[0]);
@@ -183,30 +161,29 @@ static bool round_run(struct bench_gpu *g, const struct shape *s, int direction,
     return w[0].ok && (!both || w[1].ok);
 }
 
-/* The bytes of the list's pages, past all that Cairn does. */
-static bool pages_hold(struct bench_gpu *g, const struct cairn_sgl *list, uint64_t id)
+bool bench_gpu_holds(struct bench_gpu *g, const struct cairn_sgl *list, uint64_t id)
 {
-    char *to = (char *)g->host.base + POOL / 2;
+    char *to = (char *)g->host.base + BENCH_GPU_POOL / 2;
     size_t at = 0;
     for (uint32_t i = 0; i < list->count; at += list->iov[i++].len)
-        if (!good(g->driver->copy((cu_ptr)(uintptr_t)(to + at),
-                                  (cu_ptr)(uintptr_t)list->iov[i].base, list->iov[i].len,
-                                  g->streams[0]), "cuMemcpyAsync"))
+        if (!gpu_good(g->driver->copy((cu_ptr)(uintptr_t)(to + at),
+                                      (cu_ptr)(uintptr_t)list->iov[i].base, list->iov[i].len,
+                                      g->streams[0]), "cuMemcpyAsync"))
             return false;
     return stream_wait(g, false) &&
            (bench_verify(to, at, id, 0) || bench_fail("wrong bytes: the GPU's pages hold others"));
 }
 
 /* Out to pages, looked at; and back in, looked at. */
-static bool check_moves(struct bench_gpu *g, const struct shape *s)
+static bool check_moves(struct bench_gpu *g, const struct bench_pages *s)
 {
     size_t len = s->page * s->count;
-    struct cairn_sgl list = pick_pages(g, s, true);
-    uint64_t id = bench_random(&g->random[0]), deadline = cairn_deadline_ns(TIMEOUT);
+    struct cairn_sgl list = bench_gpu_pick(g, s, true);
+    uint64_t id = bench_random(&g->random[0]), deadline = cairn_deadline_ns(BENCH_GPU_TIMEOUT);
     bench_fill(g->host.base, len, id, 0);
     if (cairn_move_out(&list, 0, g->host.base, len, 0, len, NULL, deadline) != CAIRN_OK)
         return bench_fail("gpu: a move to the GPU failed");
-    if (!pages_hold(g, &list, id))
+    if (!bench_gpu_holds(g, &list, id))
         return false;
     memset(g->host.base, 0, len);
     if (cairn_move_in(g->host.base, &list, 0, len, NULL, deadline) != CAIRN_OK)
@@ -216,7 +193,8 @@ static bool check_moves(struct bench_gpu *g, const struct shape *s)
 
 static const char *const direction_names[] = {"from", "to", "both"};
 
-static bool move_row(struct bench *b, struct bench_gpu *g, const struct shape *s, int direction)
+static bool move_row(struct bench *b, struct bench_gpu *g, const struct bench_pages *s,
+                     int direction)
 {
     struct bench_side cairn = {0}, limit = {0};
     struct bench_row row = bench_row("GB/s", direction < 0 ? "a large pinned copy each way"
@@ -240,97 +218,17 @@ static bool move_rows(struct bench *b, struct bench_gpu *g)
     return ok && move_row(b, g, &shapes[1], -1);
 }
 
-/* --- gets --- */
-
-static bool put_values(struct cairn_vault *v, struct bench_gpu *g, size_t len, uint32_t count)
+bool bench_gpu_limit(struct bench_gpu *g, struct bench_side *limit)
 {
-    for (uint32_t i = 0; i < count; i++) {
-        struct cairn_iov iov = {g->host.base, len};
-        struct cairn_put p = {.value = {.iov = &iov, .count = 1}};
-        size_t stored = 0;
-        bench_fill(g->host.base, len, i, 0);
-        bench_key_of(i, &p.key);
-        cairn_vault_put(v, &p, 1, cairn_deadline_ns(TIMEOUT), &stored);
-        if (!stored)
-            return bench_fail("gpu: value %u of %u was refused by a store", i, count);
-    }
-    return true;
+    return round_run(g, NULL, 1, limit);
 }
 
-/* Every value once, into pages or (shape NULL) into host memory. */
-static bool get_round(struct cairn_vault *v, struct bench_gpu *g, const struct shape *s,
-                      size_t len, uint32_t count, struct bench_side *side)
+bool bench_gpu_pinned(void)
 {
-    uint64_t ns = 0;
-    double cpu = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        struct cairn_iov iov = {g->host.base, len};
-        struct cairn_get get = {.out = {.iov = &iov, .count = 1}};
-        size_t hits = 0;
-        if (s)
-            get.out = pick_pages(g, s, true);
-        bench_key_of(i, &get.key);
-        double cpu_begin = bench_cpu_s();
-        uint64_t begin = cairn_now_ns();
-        cairn_vault_get(v, &get, 1, cairn_deadline_ns(TIMEOUT), &hits);
-        ns += cairn_now_ns() - begin;
-        cpu += bench_cpu_s() - cpu_begin;
-        if (!hits)
-            return bench_fail("gpu: value %u of %u is missed", i, count);
-        if (i == 0 && s && !pages_hold(g, &get.out, i))
-            return false;
-    }
-    bench_side_add(side, (uint64_t)len * count, ns, cpu);
-    return true;
-}
-
-static bool pinned(void)
-{
-    uint64_t deadline = cairn_deadline_ns(TIMEOUT);
+    uint64_t deadline = cairn_deadline_ns(BENCH_GPU_TIMEOUT);
     while (!cuda_pin_settled() && cairn_now_ns() < deadline)
         nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
     return cuda_pin_settled() || bench_fail("gpu: memory was not pinned within a minute");
-}
-
-/* RAM: beside a large copy. Disk: beside the same gets into host memory. */
-static bool get_row(struct bench *b, struct bench_gpu *g, bool disk)
-{
-    const struct shape *s = &shapes[1];
-    size_t len = s->page * s->count;
-    uint32_t count = POOL / 2 / (uint32_t)len;
-    struct bench_side cairn = {0}, limit = {0};
-    struct bench_row row = bench_row("GB/s", disk ? "the same into host memory"
-                                                  : "one large pinned copy");
-    struct cairn_vault_opts vo = bench_vault_opts(2 * POOL);
-    const char *path = disk ? bench_file(b, "gpu") : NULL;
-    vo.verify = CAIRN_VERIFY_ALWAYS;
-    if (disk) {
-        vo.write = CAIRN_WRITE_THROUGH;
-        vo.path = path;
-        vo.disk_bytes = 4 * POOL;
-    }
-    struct cairn_vault *v = bench_vault_open(&vo);
-    bool ok = v && pinned() && put_values(v, g, len, count);
-    ok = ok && (!disk || cairn_vault_flush(v, cairn_deadline_ns(TIMEOUT)) == CAIRN_OK ||
-                bench_fail("gpu: a flush failed"));
-    for (uint64_t r = 0; ok && r < g->o->rounds; r++) {
-        if (disk)
-            cairn_vault_drop_ram(v);
-        ok = get_round(v, g, s, len, count, &cairn);
-        if (disk)
-            cairn_vault_drop_ram(v);
-        ok = ok && (disk ? get_round(v, g, NULL, len, count, &limit)
-                         : round_run(g, NULL, 1, &limit));
-    }
-    if (ok) {
-        snprintf(row.name, sizeof row.name, disk ? "gpu-get-disk" : "gpu-get-ram-verified");
-        bench_sides_row(&cairn, &limit, &row);
-        bench_add(b, &row);
-    }
-    cairn_vault_close(v);
-    if (path)
-        bench_forget_file(path);
-    return ok;
 }
 
 /* --- the two ways, by the size of a page --- */
@@ -385,7 +283,7 @@ static bool page_rows(struct bench *b, struct bench_gpu *g)
     struct cuda_entry e;
     if (!cuda_enter(g->gpu, &e))
         return bench_fail("gpu: the GPU is not used any more");
-    struct cuda_lane *l = cuda_lane_take(g->gpu, cairn_deadline_ns(TIMEOUT));
+    struct cuda_lane *l = cuda_lane_take(g->gpu, cairn_deadline_ns(BENCH_GPU_TIMEOUT));
     bool ok = l && (cuda_lane_stage(l) || bench_fail("gpu: no memory could be pinned"));
     for (size_t page = 2048; ok && page <= CUDA_STEP_BYTES; page *= 2)
         ok = page_row(b, g, l, page, true) && page_row(b, g, l, page, false);
@@ -417,15 +315,15 @@ bool bench_gpu(struct bench *b)
                            .round_ns = b->o->seconds_ns / b->o->rounds / 2};
     const char *unused;
     g.driver = cuda_driver(&unused);
-    bool ok = bench_mapping(POOL, &g.host) && gpu_open(&g);
-    struct cairn_sgl list = ok ? pick_pages(&g, &shapes[1], true) : (struct cairn_sgl){0};
+    bool ok = bench_mapping(BENCH_GPU_POOL, &g.host) && gpu_open(&g);
+    struct cairn_sgl list = ok ? bench_gpu_pick(&g, &shapes[1], true) : (struct cairn_sgl){0};
     if (ok) {
         memset(g.host.base, 1, g.host.len);
         cairn_memory_offer(g.host.base, g.host.len, true);
         ok = cuda_gpu_of(&list, &g.gpu) == CAIRN_OK || bench_fail("gpu: it cannot be used");
     }
-    ok = ok && pinned() && move_rows(b, &g) && get_row(b, &g, false) && get_row(b, &g, true) &&
-         page_rows(b, &g);
+    ok = ok && bench_gpu_pinned() && move_rows(b, &g) && bench_gpu_gets(b, &g) &&
+         bench_gpu_matmul(b, &g) && page_rows(b, &g);
     if (g.host.base)
         cairn_memory_withdraw(g.host.base);
     gpu_close(&g);

@@ -5,6 +5,7 @@
 
 #include "base/cuda_pages.h"
 #include "tests/emulation/emulation.h"
+#include "tools/bench_matmul.h"
 
 /* A tile behind the end of its page would make the threads run over it. */
 static bool tiles_right(const struct cairn_page_table *t)
@@ -72,11 +73,65 @@ static cu_result copy_pages_run(const struct launch *l, const struct context *c,
     return CU_OK;
 }
 
+static size_t matrix_bytes(const struct bench_matmul *m)
+{
+    return (size_t)m->n * m->n * sizeof(float);
+}
+
+static bool matmul_uses(const struct launch *l, cu_ptr at, size_t len)
+{
+    const struct bench_matmul *m = l->parameter;
+
+    return overlap(m->matrix, matrix_bytes(m), at, len) ||
+           overlap(m->product, matrix_bytes(m), at, len);
+}
+
+/* Where the threads of a block wait for each other, all of them get there before one goes on. */
+static void matmul_block(const struct bench_matmul *m, unsigned int block)
+{
+    struct bench_matmul_tiles tiles;
+    struct bench_matmul_sums sums[BENCH_MATMUL_THREADS] = {0};
+
+    for (uint32_t step = 0; step < m->n; step += BENCH_MATMUL_STEP) {
+        for (uint32_t thread = BENCH_MATMUL_THREADS; thread-- > 0;)
+            bench_matmul_fetch(m, &tiles, block, thread, step);
+        for (uint32_t thread = BENCH_MATMUL_THREADS; thread-- > 0;)
+            bench_matmul_add(&tiles, &sums[thread], thread);
+    }
+    for (uint32_t thread = BENCH_MATMUL_THREADS; thread-- > 0;)
+        bench_matmul_store(m, &sums[thread], block, thread);
+}
+
+static cu_result matmul_run(const struct launch *l, const struct context *c, unsigned int block)
+{
+    struct bench_matmul m = *(const struct bench_matmul *)l->parameter;
+    uint32_t across = m.n / BENCH_MATMUL_TILE;
+    void *matrix = memory_bytes(m.matrix, matrix_bytes(&m), false, c, l->kernel->name);
+    void *product = memory_bytes(m.product, matrix_bytes(&m), true, c, l->kernel->name);
+
+    if (m.n % BENCH_MATMUL_TILE || l->blocks != across * across ||
+        l->threads != BENCH_MATMUL_THREADS) {
+        violation("%s: %u blocks of %u threads for a matrix of %u", l->kernel->name, l->blocks,
+                  l->threads, m.n);
+        return CU_ILLEGAL_ADDRESS;
+    }
+    if (!matrix || !product)
+        return CU_ILLEGAL_ADDRESS;
+    m.matrix = (uint64_t)(uintptr_t)matrix;
+    m.product = (uint64_t)(uintptr_t)product;
+    matmul_block(&m, block);
+    return CU_OK;
+}
+
 static const struct kernel kernels[] = {
     {.name = "cairn_copy_pages",
      .parameter_len = sizeof(struct cairn_page_table),
      .uses = copy_pages_uses,
      .run = copy_pages_run},
+    {.name = "cairn_bench_matmul",
+     .parameter_len = sizeof(struct bench_matmul),
+     .uses = matmul_uses,
+     .run = matmul_run},
 };
 enum { KERNELS = sizeof(kernels) / sizeof(kernels[0]) };
 

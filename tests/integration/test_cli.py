@@ -450,7 +450,10 @@ def test_bench_gpu_on_the_emulated_driver(cairn, place):
     assert done.returncode == 0 and "violation" not in said, said
     rows = {row["name"]: row for row in json.loads(done.stdout)}
     goals = json.loads((ROOT / "tools/bench/goals.json").read_text())
-    assert {g["name"] for g in goals if g["name"].startswith("gpu-")} <= set(rows)
+    wanted = {g["name"] for g in goals if g["name"].startswith("gpu-")}
+    if "gpu-matmul-beside-* is left out: this program was built without nvcc" in said:
+        wanted -= {"gpu-matmul-beside-engines", "gpu-matmul-beside-kernel"}
+    assert wanted <= set(rows)
     sizes = [f"{1 << i}KiB" for i in range(1, 10)] + ["1MiB"]
     pages = {f"gpu-engines-{way}-{size}" for way in ("to", "from") for size in sizes}
     assert pages <= set(rows) and all(row["value"] > 0 for row in rows.values())
@@ -543,7 +546,7 @@ def test_bench_engine_empties_no_folder_of_others(cairn, place, without_vllm):
 
 def test_goals_are_the_figures_that_bench_prints():
     goals = json.loads((ROOT / "tools/bench/goals.json").read_text())
-    assert len(goals) == 55 and len({g["name"] for g in goals}) == 55
+    assert len(goals) == 57 and len({g["name"] for g in goals}) == 57
     for goal in goals:
         assert set(goal) == {"name", "metric", "bound", "direction"}
         assert goal["metric"] in ("ratio", "value") and goal["direction"] in ("min", "max")
