@@ -14,7 +14,7 @@
 /* Base of every backend: its first member. */
 struct cairn_backend {
     const struct cairn_backend_ops *ops;
-    uint64_t workers; /* threads for submitted calls */
+    uint64_t workers; /* threads for submitted calls; 0 = as many as fit the machine */
 };
 
 /* Base of every lease: its first member. The fields are the session's. */

@@ -3,6 +3,7 @@
  * A large job is run in parts: those of a get by all threads at once, those of a put one after
  * another, a chain's head first. Somebody waits for a get and nobody for a put, so gets go first,
  * and puts, which may wait for room, leave one thread to them. */
+#include <sched.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -16,6 +17,9 @@
 /* Gets go before puts, but not for ever. */
 #define GETS_BEFORE_PUT 16u
 #define PART_BYTES (8ull << 20) /* less is not worth another thread */
+/* Where nobody says how many threads: see README.md. */
+#define WORKERS_MIN 2u
+#define WORKERS_MAX 4u
 
 enum job_kind { JOB_GET, JOB_PUT };
 
@@ -220,9 +224,20 @@ void cairn_pool_close(struct cairn_pool *p)
     free(p);
 }
 
+static uint32_t worker_count(uint64_t asked)
+{
+    cpu_set_t cores;
+    if (asked)
+        return (uint32_t)asked;
+    if (sched_getaffinity(0, sizeof cores, &cores) != 0)
+        return WORKERS_MAX; /* there are more than the set has places for */
+    uint32_t half = (uint32_t)CPU_COUNT(&cores) / 2;
+    return half < WORKERS_MIN ? WORKERS_MIN : half > WORKERS_MAX ? WORKERS_MAX : half;
+}
+
 static struct cairn_pool *pool_open(struct cairn_store *s)
 {
-    uint32_t n = (uint32_t)s->backend->workers;
+    uint32_t n = worker_count(s->backend->workers);
     struct cairn_pool *p = calloc(1, sizeof *p + n * sizeof p->threads[0]);
     if (!p)
         return NULL;

@@ -1,5 +1,7 @@
 /* Submitted calls: same results as blocking ones, an eventfd, a bound. */
+#include <dirent.h>
 #include <poll.h>
+#include <sched.h>
 
 #include "tests/unit/connector/open_store.h"
 
@@ -26,6 +28,45 @@ static void wait_readable(void)
 {
     struct pollfd p = {.fd = cairn_queue_fd(queue), .events = POLLIN};
     cr_assert_eq(poll(&p, 1, 20000), 1, "the eventfd never became readable");
+}
+
+static int threads(void)
+{
+    DIR *d = opendir("/proc/self/task");
+    int n = 0;
+    cr_assert_not_null(d);
+    for (const struct dirent *e; (e = readdir(d));)
+        n += e->d_name[0] != '.';
+    closedir(d);
+    return n;
+}
+
+/* The threads that the first queue of a store starts. */
+static int workers(const char *option)
+{
+    cairn_queue_close(queue);
+    cairn_close(store);
+    strncat(store_uri, option, sizeof store_uri - strlen(store_uri) - 1);
+    open_uri();
+    int before = threads();
+    cr_assert_eq(cairn_queue_open(store, &queue), CAIRN_OK);
+    return threads() - before;
+}
+
+Test(queue, as_many_workers_as_fit_the_machine_or_as_said)
+{
+    cpu_set_t all, one;
+    cr_assert_eq(sched_getaffinity(0, sizeof all, &all), 0);
+    int half = CPU_COUNT(&all) / 2;
+    cr_assert_eq(workers(""), half < 2 ? 2 : half > 4 ? 4 : half);
+    CPU_ZERO(&one);
+    for (int i = 0; CPU_COUNT(&one) == 0; i++)
+        if (CPU_ISSET(i, &all))
+            CPU_SET(i, &one);
+    cr_assert_eq(sched_setaffinity(0, sizeof one, &one), 0);
+    cr_assert_eq(workers(""), 2);
+    cr_assert_eq(workers("&workers=7"), 7);
+    cr_assert_eq(sched_setaffinity(0, sizeof all, &all), 0);
 }
 
 Test(queue, puts_and_gets_complete_once_each)
