@@ -50,6 +50,26 @@ static cairn_status check_put(const struct cairn_vault *v, const struct cairn_pu
     return len > v->value_max ? CAIRN_TOOBIG : CAIRN_OK;
 }
 
+static enum cairn_cause cause_unread(cairn_status st)
+{
+    return st == CAIRN_TIMEOUT ? CAIRN_CAUSE_DEADLINE : CAIRN_CAUSE_DEVICE;
+}
+
+/* What the caller has queued on a device comes before its memory is read, and may take until the
+ * deadline. Nothing leaves RAM for a value of which that is the end, and one that is held already
+ * needs no waiting. */
+static cairn_status wait_for_device(struct cairn_vault *v, const struct cairn_put *p,
+                                    uint64_t deadline_ns)
+{
+    if (p->value.mem == CAIRN_MEM_HOST)
+        return CAIRN_OK;
+    pthread_mutex_lock(&v->lock);
+    bool kept = entry_keeps(v, cairn_index_find(v->index, &p->key), p->flags);
+    pthread_mutex_unlock(&v->lock);
+    cairn_status st = kept ? CAIRN_OK : cairn_order_wait(deadline_ns);
+    return st == CAIRN_OK || st == CAIRN_TIMEOUT ? st : CAIRN_IO;
+}
+
 static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t deadline_ns,
                             struct group *g)
 {
@@ -58,6 +78,8 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
     cairn_status st = check_put(v, p, len);
     if (st)
         return refuse(v, p, st, st == CAIRN_TOOBIG ? CAIRN_CAUSE_TOO_BIG : CAIRN_CAUSE_BAD_KEY);
+    if ((st = wait_for_device(v, p, deadline_ns)) != CAIRN_OK)
+        return refuse(v, p, st, cause_unread(st));
     uint32_t blocks = cairn_record_blocks(len, p->side_len);
 
     pthread_mutex_lock(&v->lock);
@@ -99,7 +121,7 @@ static cairn_status put_one(struct cairn_vault *v, struct cairn_put *p, uint64_t
         st = CAIRN_IO;
     }
     if (st)
-        cause = st == CAIRN_TIMEOUT ? CAIRN_CAUSE_DEADLINE : CAIRN_CAUSE_DEVICE;
+        cause = cause_unread(st);
     else
         st = slot_enter(v, s, p->flags & CAIRN_PUT_REPLACE, deadline_ns, &cause);
     p->status = st;

@@ -176,6 +176,39 @@ Test(gpu, a_stream_that_stands_still_is_a_miss_at_the_deadline)
     teardown();
 }
 
+/* Nor does a put that waits in vain, in a store that is full, push anything out. What is held needs
+ * no waiting for. */
+Test(gpu, a_stream_that_stands_still_evicts_nothing)
+{
+    struct rng r;
+    enum { LEN = 1 << 20, FULL = 20 };
+    embedded_only();
+    r = test_rng("evicts");
+    engine_begin(&r, EMU_EARLIEST);
+    store_open("ram=16MiB");
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&gpu, &page, LEN);
+    struct cairn_put put = {.key = key_of(FULL + 1), .value = list};
+    for (uint64_t id = 1; id <= FULL; id++)
+        cr_assert_eq(put_id(id, LEN), CAIRN_OK);
+    long evicted = stat_number("\"evicted\":");
+    cr_assert_gt(evicted, 0, "the store is full");
+    cr_assert_eq(emu_stream_block(gpu.stream), CU_OK);
+    for (int i = 0; i < 3; i++) {
+        cairn_put(store, &put, 1, 30000000);
+        cr_assert_eq(put.status, CAIRN_TIMEOUT);
+        cr_assert_eq(stat_number("\"evicted\":"), evicted);
+    }
+    put.key = key_of(FULL);
+    cr_assert_eq(cairn_put(store, &put, 1, 30000000), CAIRN_OK);
+    cr_assert_eq(put.status, CAIRN_EXISTS);
+    cr_assert_eq(emu_stream_unblock(gpu.stream), CU_OK);
+    put.key = key_of(FULL + 1);
+    cr_assert_eq(cairn_put(store, &put, 1, PATIENCE), CAIRN_OK);
+    cr_assert_gt(stat_number("\"evicted\":"), evicted);
+    teardown();
+}
+
 /* It says nothing of a node: calls for host memory go on, however often it does. */
 Test(gpu, a_stream_that_stands_still_is_no_fault_of_the_store)
 {
