@@ -38,10 +38,13 @@ struct cuda_lane {
 
 struct cuda_gpu {
     cu_context context;
+    uint64_t context_id;        /* no other context of the process ever has it */
     cu_device device;
     char name[64];
     atomic_bool off;            /* an error that no later call will survive */
     pthread_mutex_t lock;
+    bool gone;                  /* the context is no more, and all that was made in it */
+    struct cuda_gpu *next_gone;
     pthread_cond_t lane_free;
     struct cuda_lane lanes[CUDA_LANES];
     cu_event events[CUDA_EVENTS];
@@ -100,6 +103,8 @@ cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_n
 bool cuda_pinned(const void *at, size_t len, bool device_writes, cu_ptr *ret_device);
 /* In the background: measures the GPU, pins all that was offered and will be. */
 void cuda_pin_begin(struct cuda_gpu *g);
+/* The context of `dead` is no more, nor what was registered in it: that is `now`'s to do again. */
+void cuda_pin_forget(const struct cuda_gpu *dead, struct cuda_gpu *now);
 void cuda_pin_end(void);                 /* before the GPU goes: ends that                       */
 void cuda_pin_in_child(void);
 bool cuda_pin_settled(void);             /* is there nothing left to pin or measure?             */

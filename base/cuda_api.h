@@ -98,6 +98,7 @@ typedef cu_result (*cu_copy_batch_13000_fn)(cu_ptr *dst, cu_ptr *src, size_t *le
     X(primary_release, cuDevicePrimaryCtxRelease, (cu_device device))                            \
     X(context_push, cuCtxPushCurrent, (cu_context context))                                      \
     X(context_pop, cuCtxPopCurrent, (cu_context *ret))                                           \
+    X(context_id, cuCtxGetId, (cu_context context, uint64_t * ret))                              \
     X(context_device, cuCtxGetDevice, (cu_device *ret))                                          \
     X(capture_mode, cuThreadExchangeStreamCaptureMode, (int *mode))                              \
     X(pointer_attributes, cuPointerGetAttributes,                                                \

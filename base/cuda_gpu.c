@@ -23,6 +23,7 @@ static struct {
     struct cuda_driver driver;
     _Atomic(const struct cuda_driver *) loaded; /* it, once it is */
     struct cuda_gpu *gpus[CUDA_GPUS];
+    struct cuda_gpu *gone; /* whose contexts are no more: somebody may be about to ask them */
     uint32_t gpu_count;
 } the = {.lock = PTHREAD_MUTEX_INITIALIZER, .path = "libcuda.so.1"};
 
@@ -45,6 +46,7 @@ static void in_child(void)
         atomic_store_explicit(&the.loaded, NULL, memory_order_relaxed);
         snprintf(the.why, sizeof the.why, "a forked child has no CUDA driver: use spawn, not fork");
         the.gpu_count = 0;
+        the.gone = NULL;
     }
     cuda_pin_in_child();
 }
@@ -206,13 +208,14 @@ static bool primary(struct place *at)
 }
 
 /* Lock held. */
-static struct cuda_gpu *gpu_make(const struct place *at)
+static struct cuda_gpu *gpu_make(const struct place *at, uint64_t context_id)
 {
     struct cuda_gpu *g = the.gpu_count < CUDA_GPUS ? cairn_calloc(1, sizeof *g) : NULL;
     int read_only = 0;
     if (!g)
         return NULL;
     g->context = at->context;
+    g->context_id = context_id;
     pthread_mutex_init(&g->lock, NULL);
     pthread_condattr_t ca;
     pthread_condattr_init(&ca);
@@ -249,15 +252,63 @@ struct cuda_gpu *cuda_gpu_on(cu_device device)
     return g;
 }
 
+/* Memory that a context, which is no more, had registered. */
+static void stage_drop(struct cuda_lane *l)
+{
+    if (l->stage)
+        cairn_table_free(l->stage, (size_t)CUDA_FLIGHTS * CUDA_STEP_BYTES);
+    l->stage = NULL;
+}
+
+/* Whoever has it still finds it off. Its handles are of nothing any more, so none is given back.
+ * Lock held. */
+static void gpu_bury(struct cuda_gpu *g)
+{
+    uint32_t i = 0;
+    while (the.gpus[i] != g)
+        i++;
+    the.gpus[i] = the.gpus[--the.gpu_count];
+    g->next_gone = the.gone;
+    the.gone = g;
+    atomic_store_explicit(&g->off, true, memory_order_relaxed);
+    pthread_mutex_lock(&g->lock);
+    g->gone = true;
+    for (i = 0; i < CUDA_LANES; i++)
+        if (!g->lanes[i].busy)
+            stage_drop(&g->lanes[i]);
+    pthread_cond_broadcast(&g->lane_free);
+    pthread_mutex_unlock(&g->lock);
+}
+
+/* A context that is made again may lie where the last one did: its id tells. NULL: it cannot be
+ * used. Lock held. */
+static struct cuda_gpu *gpu_in(const struct place *at, uint64_t id, bool *ret_fresh)
+{
+    struct cuda_gpu *known = gpu_known(at), *g;
+    if (known && known->context_id == id)
+        return known;
+    g = gpu_make(at, id);
+    if (g && known) {
+        gpu_bury(known);
+        cuda_pin_forget(known, g);
+    }
+    *ret_fresh = g != NULL;
+    return g;
+}
+
 static struct cuda_gpu *gpu_get(const struct place *at)
 {
+    bool fresh = false;
+    uint64_t id = 0;
+    cu_result r = the.driver.context_id(at->context, &id);
     pthread_mutex_lock(&the.lock);
-    struct cuda_gpu *g = gpu_known(at);
-    bool fresh = !g && (g = gpu_make(at)) != NULL;
+    struct cuda_gpu *g = r ? gpu_known(at) : gpu_in(at, id, &fresh);
     pthread_mutex_unlock(&the.lock);
     if (fresh)
         cuda_pin_begin(g);
-    return g;
+    if (r && g)
+        cuda_ok(g, "cuCtxGetId", r);
+    return passes(r) ? NULL : g;
 }
 
 /* The allocations that a list lies in: asking for each run would cost as much as its copy. Engines
@@ -376,11 +427,11 @@ cu_event cuda_event_take(struct cuda_gpu *g)
 void cuda_event_give(struct cuda_gpu *g, cu_event e)
 {
     pthread_mutex_lock(&g->lock);
-    bool kept = g->event_count < CUDA_EVENTS;
+    bool gone = g->gone, kept = !gone && g->event_count < CUDA_EVENTS;
     if (kept)
         g->events[g->event_count++] = e;
     pthread_mutex_unlock(&g->lock);
-    if (!kept)
+    if (!kept && !gone)
         the.driver.event_destroy(e);
 }
 
@@ -528,6 +579,20 @@ void cuda_order_end(const struct cairn_order_point *p)
 
 /* --- the end, for tests --- */
 
+static void gpu_drop(struct cuda_gpu *g)
+{
+    pthread_cond_destroy(&g->lane_free);
+    pthread_mutex_destroy(&g->lock);
+    free(g);
+}
+
+static void gone_free(struct cuda_gpu *g)
+{
+    for (uint32_t i = 0; i < CUDA_LANES; i++)
+        stage_drop(&g->lanes[i]);
+    gpu_drop(g);
+}
+
 static void gpu_free(struct cuda_gpu *g)
 {
     struct cuda_entry e;
@@ -549,9 +614,7 @@ static void gpu_free(struct cuda_gpu *g)
         the.driver.module_unload(g->module);
     if (in)
         cuda_leave(&e);
-    pthread_cond_destroy(&g->lane_free);
-    pthread_mutex_destroy(&g->lock);
-    free(g);
+    gpu_drop(g);
 }
 
 void cairn_cuda_close(void)
@@ -559,6 +622,10 @@ void cairn_cuda_close(void)
     cuda_pin_end();
     while (the.gpu_count)
         gpu_free(the.gpus[--the.gpu_count]);
+    for (struct cuda_gpu *g; (g = the.gone);) {
+        the.gone = g->next_gone;
+        gone_free(g);
+    }
     pthread_mutex_lock(&the.lock);
     atomic_store_explicit(&the.loaded, NULL, memory_order_release);
     the.tried = false;

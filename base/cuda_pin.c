@@ -68,19 +68,23 @@ static struct offer *next_offer(void)
 static void pin_next(struct offer *o, const struct cuda_driver *d)
 {
     size_t at = o->done, len = piece_len(o, at);
+    struct cuda_gpu *g = the.gpu;
     cu_ptr device = 0;
     o->busy = true;
     pthread_mutex_unlock(&the.lock);
-    bool pinned = piece_pin(the.gpu, d, o->base + at, len, o->writable, &device);
+    bool pinned = piece_pin(g, d, o->base + at, len, o->writable, &device);
     pthread_mutex_lock(&the.lock);
-    o->device[at / PIECE_BYTES] = pinned ? device : 0;
-    o->done = at + len;
+    bool forgotten = the.gpu != g; /* meanwhile: all of it is begun again */
+    if (!forgotten) {
+        o->device[at / PIECE_BYTES] = pinned ? device : 0;
+        o->done = at + len;
+    }
     o->busy = false;
-    if (!pinned && !o->failed) {
+    if (!pinned && !forgotten && !o->failed) {
         o->failed = true;
         cairn_log(CAIRN_LOG_WARN, "%zu bytes of memory could not be pinned for GPU %s: their "
                                   "copies go through %u MiB of memory of their own",
-                  len, the.gpu->name, CUDA_LANES * CUDA_FLIGHTS * (CUDA_STEP_BYTES >> 20));
+                  len, g->name, CUDA_LANES * CUDA_FLIGHTS * (CUDA_STEP_BYTES >> 20));
     }
     pthread_cond_broadcast(&the.changed);
 }
@@ -159,6 +163,24 @@ static void unpin(struct offer *o, struct cuda_gpu *g)
     if (in)
         cuda_leave(&e);
     o->done = 0;
+}
+
+void cuda_pin_forget(const struct cuda_gpu *dead, struct cuda_gpu *now)
+{
+    pthread_mutex_lock(&the.lock);
+    for (uint32_t i = 0; i < OFFERS && the.gpu == dead; i++) {
+        struct offer *o = &the.offers[i];
+        if (!o->base || o->leaving)
+            continue;
+        for (size_t at = 0; at < o->len; at += PIECE_BYTES)
+            o->device[at / PIECE_BYTES] = 0;
+        o->done = 0;
+        o->failed = false;
+    }
+    if (the.gpu == dead)
+        the.gpu = now;
+    pthread_cond_broadcast(&the.changed);
+    pthread_mutex_unlock(&the.lock);
 }
 
 void cuda_pin_end(void)

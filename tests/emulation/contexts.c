@@ -21,6 +21,13 @@ static struct thread *thread(void)
     return &self;
 }
 
+static uint64_t new_id(void)
+{
+    static uint64_t last; /* it goes on through resets */
+
+    return ++last;
+}
+
 struct context *context_new(int device, bool primary)
 {
     struct context *c = calloc(1, sizeof(*c));
@@ -30,12 +37,21 @@ struct context *context_new(int device, bool primary)
     c->device = device;
     c->primary = primary;
     c->alive = !primary;
+    c->id = new_id();
     c->handle = handle_new(HANDLE_CONTEXT, c);
     c->legacy = stream_new(c, false);
     c->legacy->legacy = true;
     c->next = emu.contexts;
     emu.contexts = c;
     return c;
+}
+
+void context_retain(struct context *c)
+{
+    if (!c->alive)
+        c->id = new_id();
+    c->alive = true;
+    c->retains++;
 }
 
 void context_end(struct context *c)

@@ -257,8 +257,7 @@ static cu_result call_primary_retain(cu_context *ret, cu_device device)
     if (!ret || !is_device(device))
         return end(CU_INVALID_VALUE);
     c = emu.devices[device].primary;
-    c->alive = true;
-    c->retains++;
+    context_retain(c);
     *ret = c->handle;
     return end(CU_OK);
 }
@@ -297,6 +296,18 @@ static cu_result call_context_pop(cu_context *ret)
         return end(e);
     popped = context_pop(ret);
     return end(e ? e : popped);
+}
+
+static cu_result call_context_id(cu_context context, uint64_t *ret)
+{
+    struct context *c;
+
+    BEGIN(context_id);
+    c = context ? handle_object(HANDLE_CONTEXT, context, call) : context_current();
+    if (!c || !c->alive || !ret)
+        return end(ret ? CU_INVALID_CONTEXT : CU_INVALID_VALUE);
+    *ret = c->id;
+    return end(c->error);
 }
 
 static cu_result call_context_device(cu_device *ret)
@@ -844,6 +855,7 @@ EXPORT(primary_retain, cuDevicePrimaryCtxRetain);
 EXPORT(primary_release, cuDevicePrimaryCtxRelease_v2);
 EXPORT(context_push, cuCtxPushCurrent_v2);
 EXPORT(context_pop, cuCtxPopCurrent_v2);
+EXPORT(context_id, cuCtxGetId);
 EXPORT(context_device, cuCtxGetDevice);
 EXPORT(capture_mode, cuThreadExchangeStreamCaptureMode);
 EXPORT(pointer_attributes, cuPointerGetAttributes);

@@ -17,6 +17,7 @@ struct op;
 
 struct context {
     cu_context handle;
+    uint64_t id; /* another each time that it is made, though a primary one keeps its handle */
     int device;
     bool primary, alive;
     uint64_t retains;
@@ -135,6 +136,8 @@ void handles_reset(void);
 
 /* ---- contexts.c */
 struct context *context_new(int device, bool primary);
+/* A primary one that is not there is made. */
+void context_retain(struct context *c);
 /* Its streams, events, modules, memory and registrations go with it. */
 void context_end(struct context *c);
 /* Marks it as of no use and drops what is queued in it. */

@@ -591,6 +591,57 @@ Test(cuda, a_lost_context_is_left_alone)
     gpu_end();
 }
 
+/* The engine gives its GPU back, and takes it again. */
+static struct gpu reset(struct gpu *g)
+{
+    cr_assert_eq(cu.primary_release(0), CU_OK);
+    cr_assert_eq(emu_leaks(), 0, "Cairn keeps a context alive");
+    struct gpu again = gpu_open_on(0, g->len);
+    cr_assert_eq(again.context, g->context, "the emulation's primary context keeps its handle");
+    return again;
+}
+
+/* Out of pinned memory and through the lane's own. */
+static void there_and_back(struct gpu *g, struct host *pinned, struct host *plain, uint64_t seed)
+{
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(g, &page, MIB);
+    cu_ptr device;
+    value_fill(pinned->value, seed, 1, 0, MIB);
+    cr_assert_eq(ordered_out(&list, 0, pinned, MIB, 0, MIB, false, PATIENCE), CAIRN_OK);
+    cr_assert_eq(ordered_in(plain->value, &list, MIB, NULL, PATIENCE), CAIRN_OK);
+    cr_assert_eq(value_check(plain->value, seed, 1, 0, MIB), MIB);
+    settle();
+    cr_assert(cuda_pinned(pinned->value, MIB, true, &device), "it is pinned, again");
+}
+
+/* What Cairn had in a context went with it, though the next one lies where it did: streams, events,
+ * kernels, what was registered, and that it was lost. */
+Test(cuda, a_context_that_is_made_again_is_another_one)
+{
+    struct rng r = test_rng("again");
+    for (int mode = EMU_EARLIEST; mode <= EMU_RANDOM; mode++) {
+        gpu_begin(EMULATED_CUDA, rng_next(&r), (enum emu_time)mode);
+        struct gpu g = gpu_open_on(0, 2 * MIB);
+        struct host pinned = host_open(true), plain = host_open(false);
+        for (int i = 0; i < 4; i++) {
+            there_and_back(&g, &pinned, &plain, rng_next(&r));
+            g = reset(&g);
+        }
+        there_and_back(&g, &pinned, &plain, rng_next(&r));
+        struct cairn_iov page;
+        struct cairn_sgl list = gpu_page(&g, &page, MIB);
+        emu_fail_queued(1, CU_ILLEGAL_ADDRESS);
+        for (int i = 0; i < 3; i++)
+            cr_assert_eq(ordered_out(&list, 0, &pinned, MIB, 0, MIB, false, PATIENCE), CAIRN_IO);
+        g = reset(&g);
+        there_and_back(&g, &pinned, &plain, rng_next(&r));
+        host_close(&pinned);
+        host_close(&plain);
+        gpu_end();
+    }
+}
+
 static void *unblock_later(void *stream)
 {
     nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
