@@ -285,7 +285,9 @@ CAIRN_API CAIRN_CHECKED cairn_status cairn_submit_get(cairn_queue *q, struct cai
                                                       size_t count, uint64_t timeout_ns, void *tag);
 /* Several of these calls at once, each with a completion of its own: the first calls[0].count of
  * the gets are those of calls[0], and so on. Returns how many of the calls were taken, the first
- * ones; fewer than count = full (and 0 in a child after fork). */
+ * ones; fewer than count = full (and 0 in a child after fork). An engine that pipelines submits a
+ * call a layer, with the layer's range (CAIRN_GET_RANGE) of each value: once its completion is
+ * polled, work on any stream may use the layer's pages, while later layers are still loading. */
 struct cairn_call {
     size_t count;
     void *tag;

@@ -21,13 +21,24 @@ class Gpu:
         self._call("cuDeviceGet", ctypes.byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
         self._call("cuCtxPushCurrent_v2", self.context)
-        stream, self.memory = ctypes.c_void_p(), ctypes.c_uint64()
-        self._call("cuStreamCreate", ctypes.byref(stream), 1)
+        self.memory = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(self.memory), ctypes.c_size_t(DEVICE_BYTES))
-        self.stream = stream.value
+        self.stream = self.new_stream()
 
     def _call(self, name, *args):
         assert getattr(self.cuda, name)(*args) == 0, name
+
+    def new_stream(self) -> int:
+        stream = ctypes.c_void_p()
+        self._call("cuStreamCreate", ctypes.byref(stream), 1)
+        return stream.value
+
+    def block(self, stream: int) -> None:
+        """What is queued on it from now on waits for unblock."""
+        self._call("emu_stream_block", ctypes.c_void_p(stream))
+
+    def unblock(self, stream: int) -> None:
+        self._call("emu_stream_unblock", ctypes.c_void_p(stream))
 
     def array(self, at: int, size: int) -> "DeviceArray":
         return DeviceArray(self, self.memory.value + at, size)
@@ -36,6 +47,18 @@ class Gpu:
         """Queued on the stream, as a kernel of the engine."""
         self._call("emu_stream_fill", ctypes.c_void_p(self.stream),
                    ctypes.c_uint64(array.address), ctypes.c_size_t(array.size), byte)
+
+
+    def queue_read(self, array: "DeviceArray"):
+        """Queued on the stream, as a kernel that uses the memory; what it saw is there after
+        sync()."""
+        seen = ctypes.create_string_buffer(array.size)
+        self._call("emu_stream_read", ctypes.c_void_p(self.stream), seen,
+                   ctypes.c_uint64(array.address), ctypes.c_size_t(array.size))
+        return seen
+
+    def sync(self) -> None:
+        self._call("emu_stream_sync", ctypes.c_void_p(self.stream))
 
 
 class DeviceArray:

@@ -86,6 +86,78 @@ def test_a_put_waits_for_what_the_stream_was_given_before(gpu, store, times):
     assert out == bytes([7]) * 65536
 
 
+LAYERS, CHUNKS, LAYER_BYTES = 6, 3, 90_000
+
+
+def put_chunks(store, rng):
+    """Values of LAYERS layers, one behind the other."""
+    keys = np.frombuffer(rng.randbytes(32 * CHUNKS), np.uint8).reshape(CHUNKS, 32)
+    values = [rng.randbytes(LAYERS * LAYER_BYTES) for _ in range(CHUNKS)]
+    assert store.put(keys, values) == [True] * CHUNKS
+    return keys, values
+
+
+def layer_pages(gpu, layer):
+    """A layer's pages: two of each chunk, apart from each other and in another order."""
+    size = LAYER_BYTES // 2
+    at = layer * 2 * CHUNKS * (size + 256)
+    return [[gpu.array(at + (2 * CHUNKS - 1 - 2 * c - half) * (size + 256), size)
+             for half in range(2)] for c in range(CHUNKS)]
+
+
+def submit_layers(queue, keys, pages, streams):
+    """A call a layer, of its range of each chunk: the tags in the order of the layers."""
+    runs = [(part.address, part.size) for layer in pages for chunk in layer for part in chunk]
+    for layer in pages:
+        for part in (part for chunk in layer for part in chunk):
+            part.write(bytes(part.size))
+    return queue.submit_gets_runs(
+        np.tile(keys, (LAYERS, 1)), np.array(runs, np.uint64),
+        np.full(LAYERS * CHUNKS, 2, np.uint32), [CHUNKS] * LAYERS,
+        offsets=np.repeat(np.arange(LAYERS, dtype=np.uint64) * LAYER_BYTES, CHUNKS),
+        cuda_stream=[s for s in streams for _ in range(CHUNKS)], timeout=60)
+
+
+def use_layer(gpu, pages, values, layer):
+    """The engine's own work with a layer's pages, which sees what was put."""
+    seen = [[gpu.queue_read(part) for part in chunk] for chunk in pages[layer]]
+    gpu.sync()
+    for chunk, value in zip(seen, values):
+        want = value[layer * LAYER_BYTES:(layer + 1) * LAYER_BYTES]
+        assert b"".join(part.raw for part in chunk) == want, f"layer {layer}, seed {SEED}"
+
+
+def test_layers_are_used_as_they_come(gpu, store, times):
+    """One after the other, each as soon as its own completion is there."""
+    keys, values = put_chunks(store, random.Random(SEED))
+    pages = [layer_pages(gpu, layer) for layer in range(LAYERS)]
+    with cairn.Queue(store) as queue:
+        layers = {tag: i for i, tag in enumerate(
+            submit_layers(queue, keys, pages, [gpu.stream] * LAYERS))}
+        while layers:
+            for tag, status in queue.poll(30.0):
+                assert status.tolist() == [0] * CHUNKS
+                use_layer(gpu, pages, values, layers.pop(tag))
+
+
+def test_a_layer_waits_for_no_later_one(gpu, store, times):
+    """The later ones cannot even begin: their pages are in use still."""
+    keys, values = put_chunks(store, random.Random(SEED + 1))
+    pages = [layer_pages(gpu, layer) for layer in range(LAYERS)]
+    streams = [gpu.new_stream() for _ in range(LAYERS)]
+    for stream in streams:
+        gpu.block(stream)
+    with cairn.Queue(store) as queue:
+        tags = submit_layers(queue, keys, pages, streams)
+        for layer, tag in enumerate(tags):
+            assert queue.poll(0.02) == []
+            gpu.unblock(streams[layer])
+            [(came, status)] = queue.poll(30.0)
+            assert (came, status.tolist()) == (tag, [0] * CHUNKS)
+            assert len(queue) == LAYERS - 1 - layer
+            use_layer(gpu, pages, values, layer)
+
+
 def test_a_value_lies_in_one_kind_of_memory(gpu):
     with pytest.raises(cairn.Error, match="host and GPU memory"):
         buffers.runs([[gpu.array(0, 64), bytes(64)]], "values", False)
