@@ -318,6 +318,62 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
     assert store._pins == 0, "what came too late was given back"
 
 
+class Disk(Slow):
+    """A store whose leases take a while, or until they are let."""
+
+    def __init__(self, store, seconds):
+        super().__init__(store)
+        self.seconds = seconds
+
+    def lease(self, *given, **more):
+        time.sleep(self.seconds)
+        self.gate.wait(20)
+        return self.store.lease(*given, **more)
+
+    def lookup(self, asked):
+        return self.store.lookup(asked)
+
+
+def test_hits_that_wait_for_the_disk_behind_others_are_not_lost(store):
+    of = names()
+    fill(store, of)
+    lookups = Lookups(Disk(store, 0.15), 0.3, 100 << 20)
+    asked = [lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 0, 4)) for _ in range(24)]
+    left, answers = set(asked), []
+    while left:
+        for one in list(left):
+            answer = lookups.wait(one, 0.001)
+            if answer is not None:
+                left.discard(one)
+                answers.append((answer, one.leased))
+    assert answers == [(True, 4)] * 24
+    assert not lookups.slow and lookups.take_counts() == (0, 0, 0)
+    for one in asked:
+        lookups.drop(one)
+    lookups.close()
+
+
+def test_nobody_waits_longer_for_others_than_their_own_prompt_could_take(store):
+    of = names()
+    fill(store, of)
+    disk = Disk(store, 0)
+    disk.gate.clear()
+    lookups = Lookups(disk, 0.3, 100 << 20)
+    long = [lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 0, 4)) for _ in range(8)]
+    begun = time.monotonic()
+    short = lookups.ask(Question(Chain(of, request(range(CHUNK * 8))), 4, 4))
+    while lookups.wait(short, 0.001) is None:
+        pass
+    assert 0.25 < time.monotonic() - begun < 0.3 + STALL
+    assert lookups.slow
+    disk.gate.set()
+    for one in long:
+        assert one.done.wait(STALL)
+        lookups.drop(one)
+    lookups.close()
+    assert store._pins == 0
+
+
 def test_lookups_of_a_node_that_refuses_are_counted(new_node):
     node = new_node()
     with cairn.open(f"unix:{node.socket}?lazy=yes&tenant=somebody") as store:
@@ -443,6 +499,25 @@ def test_a_prompt_is_saved_and_promised(rig):
     # The last token is always computed.
     assert h.scheduler.reset_prefix_cache()
     assert ask_rig(h, tokens[:768], "whole").num_external_cached_tokens == 512
+
+
+def test_what_there_was_no_room_to_lease_is_asked_for_again(rig):
+    h = rig(extra='{"load": "async"}')
+    tokens = tokens_of(h, 1, 1000)
+    ask_rig(h, tokens, "cold")
+    side = h.scheduler.connector.scheduler
+    others = [bytes([1 + i // 256, i % 256]) * 16 for i in range(300)]
+    assert all(side.store.put(others, [bytes(side.chunk_bytes())] * len(others)))
+    full = side.store.lease(others)
+    assert 0 < len(full) < len(others), "leases take half of the memory"
+    assert h.scheduler.reset_prefix_cache()
+    stats = send(h, tokens, "hit").prefill_stats
+    question = side._tracked["hit"].question
+    assert question.done.wait(STALL) and question.held == 3 and question.leased < 3
+    full.release()
+    time.sleep(0.1)
+    h.drain()
+    assert stats.num_external_cached_tokens == 768
 
 
 def test_requests_may_ask_for_less(rig):

@@ -1,4 +1,4 @@
-"""What is held of a request, asked on a thread of its own: a store may take its time, the engine
+"""What is held of a request, asked on threads of their own: a store may take its time, the engine
 does not. What is promised to the engine is leased first, so that it is there when it is loaded."""
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ logger = init_logger("vllm.cairn")
 
 LEASE_SECONDS = 60.0
 FRESH_SECONDS = 20.0  # an older answer is asked for again before it is promised
+CUT_SECONDS = 0.05  # one for which there was too little room is asked for again, once
 SLOW_RATE = 200e6  # bytes a second: a store that reads slower is not waited for
-WAITING = 256  # questions that wait for the thread
+WAITING = 256  # questions that wait for a thread
+THREADS = 4  # what is in memory need not wait for what another request reads from disk
 PROBE_SECONDS = 1.0
 
 
@@ -36,22 +38,31 @@ class Question:
     read: bool = True
     tail: int = 0
     deadline: float = 0.0
+    latest: float = 0.0  # while the store is seen to answer others
     done: threading.Event = field(default_factory=threading.Event)
     answered: float = 0.0
     held: int = 0  # chunks from the start that need no save
     leased: int = 0  # chunks from first
     tail_leased: bool = False
+    cut: bool = False  # there was no room to lease all that is held
     lease: Any = None
     dropped: bool = False
     counted: bool = False
 
     def stale(self) -> bool:
-        return self.done.is_set() and time.monotonic() - self.answered > FRESH_SECONDS
+        return self._older(FRESH_SECONDS)
+
+    def may_grow(self) -> bool:
+        """There was too little room to lease all that is held, and that is a while ago."""
+        return self.cut and self._older(CUT_SECONDS)
+
+    def _older(self, seconds: float) -> bool:
+        return self.done.is_set() and time.monotonic() - self.answered > seconds
 
 
 class Lookups:
-    """One thread a scheduler. `slow` says that the store did not answer in time: then nobody waits
-    until it does again."""
+    """A few threads a scheduler. `slow` says that the store did not answer in time: then nobody
+    waits until it does again."""
 
     def __init__(self, store: Any, timeout: float, chunk_bytes: int) -> None:
         self.slow = False
@@ -64,28 +75,36 @@ class Lookups:
         self._lock = threading.Lock()
         self._noted: Names | None = None
         self._waiting = 0
+        self._alive = 0.0  # until when the store, which has answered, may be busy with others
         # Questions, and leases to give back: that may wait for the store too.
         self._asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="cairn-lookup", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name=f"cairn-lookup-{i}", daemon=True)
+                         for i in range(THREADS)]
+        for thread in self._threads:
+            thread.start()
 
     def ask(self, question: Question) -> Question:
         question.deadline = time.monotonic() + self._timeout
+        question.latest = question.deadline + self._reading(question.last - question.first)
         with self._lock:
             taken = self._waiting < (1 if self.slow else WAITING)
             self._waiting += taken
         if taken:
             self._asked.put(question)
         else:
-            question.answered = time.monotonic()
-            question.done.set()
+            question.done.set()  # stale at once
         return question
+
+    def _reading(self, chunks: int) -> float:
+        """Seconds that as many may take from a disk."""
+        return chunks * self._chunk_bytes / SLOW_RATE
 
     def wait(self, question: Question, seconds: float) -> bool | None:
         """True: it is answered. None: not yet. False: it took too long, and nothing is held."""
         if question.done.wait(0 if self.slow else seconds):
             return True
-        if not self.slow and time.monotonic() < question.deadline:
+        if not self.slow and time.monotonic() < max(question.deadline,
+                                                    min(self._alive, question.latest)):
             return None
         if not self.slow:
             logger.warning("cairn: the store did not answer a lookup in %.1f s; requests go on "
@@ -114,8 +133,11 @@ class Lookups:
             self._asked.put(lease)
 
     def close(self) -> None:
-        self._asked.put(None)
-        self._thread.join(self._timeout)
+        for _ in self._threads:
+            self._asked.put(None)
+        end = time.monotonic() + self._timeout
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _run(self) -> None:
         while True:
@@ -127,7 +149,7 @@ class Lookups:
             if item is None:
                 return
             if not isinstance(item, Question):
-                self._timed(item.release)
+                self._release(item)
                 continue
             if not item.dropped:
                 self._timed(lambda: self._answer(item))
@@ -139,7 +161,14 @@ class Lookups:
             with self._lock:
                 self._waiting -= 1
 
+    def _release(self, lease: Any) -> None:
+        try:
+            lease.release()
+        except Exception:
+            logger.exception("cairn: a lease could not be given back")
+
     def _timed(self, call: Any) -> None:
+        """Asks the store, and sees whether it answers in time."""
         start = time.monotonic()
         try:
             call()
@@ -149,8 +178,15 @@ class Lookups:
         except Exception:
             self._has_failed()
             logger.exception("cairn: a lookup failed")
-        if time.monotonic() - start < self._timeout:
+        now = time.monotonic()
+        if now - start < self._timeout:
             self.slow = False
+            self._seen_alive(now + self._timeout)
+
+    def _seen_alive(self, until: float) -> None:
+        """Those who wait behind others have until then."""
+        with self._lock:
+            self._alive = max(self._alive, until)
 
     def _has_failed(self) -> None:
         with self._lock:
@@ -177,12 +213,14 @@ class Lookups:
         return self._store.lookup(keys.reshape(-1, 32)) // parts if len(keys) else 0
 
     def _take(self, q: Question, keys: np.ndarray, whole: bool) -> None:
+        chunks = len(keys)
         if q.tail and whole:
             keys = np.concatenate([keys, q.chain.tail(q.tail)])
         if not len(keys):
             return
-        limit = self._timeout + len(keys) * self._chunk_bytes / SLOW_RATE
+        limit = self._timeout + self._reading(len(keys))
         q.deadline = time.monotonic() + limit
+        self._seen_alive(q.deadline)
         lease = self._store.lease(keys.reshape(-1, 32), ttl=LEASE_SECONDS, timeout=limit)
         held = len(lease) // len(q.chain.names.parts)
         with self._lock:
@@ -191,5 +229,6 @@ class Lookups:
                 q.lease = lease
                 q.leased = min(held, q.last - q.first)
                 q.tail_leased = held > q.last - q.first
+            q.cut = held < chunks
         if not kept:
             lease.release()

@@ -56,6 +56,7 @@ class Tracked:
     promise: Promise | None = None
     loading: bool = False
     failed: bool = False  # a second promise could fail the same way, for ever
+    again: bool = False  # it was asked for once more, as there may be more room now
     saved: int = 0  # chunks from the start that need no save any more
     looked: float = 0.0  # when `saved` was heard
     local: int = 0  # tokens that the engine held itself, and what it was promised
@@ -234,7 +235,9 @@ class SchedulerSide:
         size = self.names.chunk_tokens
         tracked.local = computed
         # The engine's own hit may have become shorter since the question was asked.
-        if question is None or question.stale() or (
+        grow = question is not None and not tracked.again and question.may_grow()
+        tracked.again |= grow
+        if question is None or question.stale() or grow or (
                 question.done.is_set() and computed // size < question.first):
             self._ask(tracked, computed)
             question = tracked.question
@@ -283,7 +286,7 @@ class SchedulerSide:
         end = question.tail if question.tail_leased else last * size
         if end <= computed:
             # Until it is stale the answer stands, should the engine ask again.
-            question.leased, question.tail_leased = 0, False
+            question.leased, question.tail_leased, question.cut = 0, False, False
             self._drop(question)
             return 0, False
         first = computed // size
@@ -326,6 +329,7 @@ class SchedulerSide:
         self._stats.add("hit_tokens", tokens)
         tracked.loading = True
         tracked.local = promise.end
+        tracked.blocks = []  # until a step names them: those it had are others' by now
         self._loads[load.id] = tracked, question, self._world
         self._begin.append(load)
 
