@@ -27,6 +27,7 @@ from sglang.srt.mem_cache.hicache_storage import (HiCacheFile, HiCacheStorage,
                                                   HiCacheStorageFailureInjector, PoolHitPolicy,
                                                   PoolName, PoolTransfer)
 from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
+from sglang_watch import watched  # noqa: F401
 
 pytestmark = pytest.mark.timeout(300)
 RAM = "embedded:?ram=64MiB"
@@ -416,24 +417,120 @@ def test_weights_that_change_and_clearing(attach, node, rng):
     assert reader.batch_exists(NAMES[:1]) == 0
 
 
-def test_an_update_of_the_weights_is_seen(attach, monkeypatch):
-    """By the method of SGLang's scheduler that every update goes through."""
-    from cairn import sglang
-    from sglang.srt.managers.scheduler_components import weight_updater as updater
-    manager = updater.SchedulerWeightUpdaterManager
-    inner = manager._observe_weight_load
-    monkeypatch.setattr(manager, "_observe_weight_load", inner)
-    monkeypatch.setattr(sglang, "_watched", False)
-    monkeypatch.setattr(sglang, "Settings", lambda: True)
+def test_what_a_flush_ends(attach, rng):
+    """Without one SGLang goes on with KV of the old weights and stores it."""
     pool = sg.mha()
     storage = attach(pool)
-    assert manager._observe_weight_load is not inner
+    sg.fill(pool, 0, rng)
     assert storage.batch_set_v1(NAMES[:1], sg.slots(pool, 0)) == [True]
-    one = object.__new__(manager)
-    one.metrics_collector = None
-    with pytest.raises(OSError), one._observe_weight_load("disk"):
-        raise OSError("an update that fails halfway")
+    storage.flushed()
+    assert storage.batch_exists(NAMES[:1]) == 1, "these weights have their name still"
+    storage.weights_changed()
+    assert storage.batch_set_v1(NAMES[:1], sg.slots(pool, 0)) == [True]
+    storage.flushed()
     assert storage.batch_exists(NAMES[:1]) == 0
+    assert storage.batch_get_v1(NAMES[:1], sg.slots(pool, 3)) == [False]
+    assert storage.batch_set_v1(NAMES[:1], sg.slots(pool, 0)) == [True]
+    storage.flushed()
+    assert storage.batch_get_v1(NAMES[:1], sg.slots(pool, 3)) == [True]
+
+
+@pytest.fixture
+def updates(watched, monkeypatch):  # noqa: F811
+    """SGLang's own part of a scheduler that updates weights, over a model of one layer."""
+    from sglang.srt.managers.scheduler_components import weight_updater as scheduler
+    from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+    monkeypatch.setattr(scheduler.torch.distributed, "barrier", lambda **_: None)
+    model = torch.nn.Linear(2, 2)
+    runner = SimpleNamespace(weight_updater=WeightUpdater(
+        tp_rank=0, device="cpu", gpu_id=0, model_config=None, custom_weight_loaders={},
+        get_model=lambda: model, update_model_fields=None, recapture_cuda_graph=None,
+        get_model_runner=None))
+    updater = object.__new__(scheduler.SchedulerWeightUpdaterManager)
+    updater._session = updater.tp_cpu_group = updater.metrics_collector = None
+    updater.draft_worker = None
+    updater.tp_worker = SimpleNamespace(weight_update_runners=lambda: [("target", runner)],
+                                        model=model)
+    return updater
+
+
+def stored(storage, pool):
+    assert storage.batch_set_v1(NAMES[:1], sg.slots(pool, 0)) == [True]
+    return storage.batch_exists(NAMES[:1]) == 1
+
+
+def found(storage):
+    return storage.batch_exists(NAMES[:1]) == 1
+
+
+def test_weights_written_between_begin_and_end_are_seen(attach, updates):
+    """By RDMA: no call of SGLang's loads them."""
+    # The scheduler takes its methods once, before a storage that is attached later.
+    begin, end = updates.begin_weight_update, updates.end_weight_update
+    pool = sg.mha()
+    storage = attach(pool)
+    assert stored(storage, pool)
+    assert begin(SimpleNamespace(selector="all")).success
+    assert not found(storage)
+    assert stored(storage, pool), "a request that runs meanwhile"
+    updates.tp_worker.model.weight.data.fill_(2)
+    assert end(SimpleNamespace()).success
+    assert not found(storage)
+
+
+def test_updates_that_load_are_seen(attach, updates):
+    from cairn import _sglang_weights as weights
+    pool = sg.mha()
+    storage = attach(pool)
+    (_, runner), = updates._select_runners()
+    for name in weights.WRITERS[:4]:
+        assert stored(storage, pool)
+        with pytest.raises(TypeError):  # without arguments, so like one that fails halfway
+            getattr(runner.weight_updater, name.rpartition(".")[2])()
+        assert not found(storage), name
+
+
+def test_weights_lost_in_a_sleep_or_by_a_check_are_seen(attach, updates, watched):  # noqa: F811
+    from sglang.srt.managers.scheduler_components import weight_updater as scheduler
+    from sglang.srt.utils.weight_checker import WeightChecker
+    pool = sg.mha()
+    storage = attach(pool)
+    static = scheduler._export_static_state(updates.tp_worker.model)
+    for backup in (True, False):
+        watched.get = {"enable_weights_cpu_backup": backup}.get
+        assert stored(storage, pool)
+        scheduler._import_static_state(updates.tp_worker.model, static)
+        assert found(storage) is backup
+    assert stored(storage, pool)
+    checker = object.__new__(WeightChecker)
+    checker._get_model = lambda: updates.tp_worker.model
+    with torch.no_grad():
+        checker.handle("reset_tensors", role="target")
+    assert not found(storage)
+
+
+def test_a_storage_attached_after_an_update(attach, node, updates, rng):
+    uri = f"unix:{node.socket}"
+    pool = sg.mha()
+    first = attach(pool, uri)
+    assert stored(first, pool)
+    first.close()
+    assert updates.begin_weight_update(SimpleNamespace(selector="all")).success
+    second = attach(pool, uri)
+    assert not found(second)
+    assert stored(second, pool)
+    # Ranks that share pages have no new name in common.
+    shared = sg.mla()
+    writer = attach(shared, uri, is_mla_model=True, tp_size=2)
+    assert writer.batch_set_v1(NAMES[:1], sg.slots(shared, 0)) == [False]
+
+
+def test_a_version_that_does_not_show_its_updates_is_told_of(
+        attach, watched, monkeypatch, caplog):  # noqa: F811
+    from sglang.srt.model_executor.model_runner_components.weight_updater import WeightUpdater
+    monkeypatch.delattr(WeightUpdater, "end_weight_update")
+    attach(sg.mha())
+    assert "not every update of its weights in place is seen" in caplog.text
 
 
 def test_what_an_engine_s_configuration_says_is_in_the_identity(place, monkeypatch):

@@ -17,6 +17,7 @@ from sglang.srt.managers.cache_controller import HiCacheController
 from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.utils import get_storage_hash_str
 from sglang.srt.runtime_context import get_parallel
+from sglang_watch import watched  # noqa: F401
 
 pytestmark = pytest.mark.timeout(300)
 PAGE = 16
@@ -197,3 +198,21 @@ def test_it_can_be_detached_and_attached(start, node):
     engine.controller.attach_storage_backend(
         "dynamic", 1, "test-model", dict(sg.config(f"unix:{node.socket}").extra_config))
     assert engine.load(key, 1) == 6 * PAGE
+
+
+def test_what_it_stores_between_an_update_and_a_flush_is_not_found_after_it(
+        start, watched):  # noqa: F811
+    """An update with flush_cache=False, or whose flush is refused because requests run."""
+    engine = start(RAM)
+    key, storage = prompt(1, 6), engine.controller.storage_backend
+    assert engine.save(key, 1) == 6 * PAGE
+    engine.controller.reset()
+    assert engine.load(key, 1) == 6 * PAGE
+    storage.weights_changed()
+    assert engine.load(key, 1) == 0
+    assert engine.save(key, 1) == 6 * PAGE
+    engine.controller.reset()
+    assert engine.load(key, 1) == 0
+    assert engine.save(key, 2) == 6 * PAGE and engine.load(key, 2) == 6 * PAGE
+    engine.controller.reset()
+    assert engine.load(key, 2) == 6 * PAGE and engine.alive()

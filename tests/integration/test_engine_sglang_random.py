@@ -42,14 +42,21 @@ def make_ranks(attach, shape, uri, count, faults=0.0):
 
 
 def weights_of(rng, ranks):
-    """An update of the weights on all ranks. They keep no cache where ranks share pages."""
+    """An update of the weights on all ranks, with a flush or without. They keep no cache where
+    ranks share pages."""
     numbers = iter(range(2, 1 << 20))
 
     def change():
-        number = next(numbers)
+        number, flushes = next(numbers), rng.random() < 0.5
         for rank in ranks:
             rank.weights_change(f"{number} on {rank.rank}")
+            if flushes:
+                rank.flush()
     return schedule.apart(change)
+
+
+def flush_of(ranks):
+    return schedule.apart(lambda: [rank.flush() for rank in ranks])
 
 
 def clear_of(ranks):
@@ -81,7 +88,8 @@ def told(workers, ranks):
 @pytest.mark.parametrize("mla", [False, True])
 def test_in_memory(attach, rng, steps, mla):
     ranks = make_ranks(attach, shape_of(rng, mla), "embedded:?ram=64MiB", 1)
-    changes = [weights_of(rng, ranks), clear_of(ranks), restart_of(ranks), lambda: None]
+    changes = [weights_of(rng, ranks), flush_of(ranks), clear_of(ranks), restart_of(ranks),
+               lambda: None]
     workers = schedule.run(rng, ranks, steps, changes, 0.5, lambda w: good(w) > steps / 20)
     assert told(workers, ranks) > steps / 20
     assert all(r.inner.counters["failures"] == 0 for r in ranks)
@@ -152,7 +160,7 @@ def test_ranks_over_a_node_that_comes_and_goes(attach, new_node, rng, steps, mla
 
     changes = [stall, die, clear_of(ranks), *[lambda: time.sleep(0.3)] * 3]
     if not mla:
-        changes.append(weights_of(rng, ranks))
+        changes += [weights_of(rng, ranks), flush_of(ranks)]
     workers = schedule.run(rng, ranks, steps, changes,
                            until=lambda w: good(w) > steps / 20 and gone[0])
     print(f"the node was away {gone[0]} times")

@@ -20,7 +20,6 @@ import logging
 import threading
 import time
 import uuid
-import weakref
 from typing import Any, TypeVar
 from collections.abc import Callable, Sequence
 
@@ -29,10 +28,11 @@ from sglang.srt.mem_cache.hicache_storage import (HiCacheStorage, HiCacheStorage
                                                   PoolTransfer, PoolTransferResult)
 
 from . import _native
-from ._sglang_identity import Settings, of_engine, of_pool, replicated
+from ._sglang_identity import of_engine, of_pool, replicated
 from ._sglang_pages import is_logical, page_tokens, pages_of
 from ._sglang_pool import Names, StoredPool
 from ._sglang_store import acquire, release
+from ._sglang_weights import forget, watch
 from .buffers import runs
 from .errors import Error, InvalidError, Unsupported
 from .identity import PUBLIC, Domain, Identity, domain_of_file, key_array
@@ -88,6 +88,7 @@ class CairnStorage(HiCacheStorage):
         self._logical = False
         self._fields: dict[str, Any] | None = None
         self._epoch: str | None = None  # of weights that have no name
+        self._unflushed = False
         self._clears = 0
         self._stopped: str | None = None
         self._rest_until = 0.0
@@ -96,7 +97,8 @@ class CairnStorage(HiCacheStorage):
                                        "failures"), 0)
         self._shared = acquire(self._uri, self._timeout)
         self._open = True
-        _watch(self)
+        if watch(self):
+            self._begin_epoch(unflushed=True)
         if not self._in_place:
             logger.warning("cairn: without \"interface_v1\": 1 SGLang copies every page once more")
 
@@ -122,6 +124,7 @@ class CairnStorage(HiCacheStorage):
         with self._lock:
             self._hosts[name] = pool
             self._pools.pop(name, None)
+            self._stop_if_alone(name, pool)
             if name == KV:
                 self._logical = is_logical(pool)
                 if self._logical:
@@ -160,17 +163,31 @@ class CairnStorage(HiCacheStorage):
             self._names = Names(self._identity, self._domain)
         return StoredPool(pages, made, self._domain)
 
+    def _stop_if_alone(self, name: str, pool: Any) -> None:
+        """Of new weights each rank has a name of its own, and these pages are for all ranks."""
+        if (self._epoch is None or self._stopped is not None or self._config.tp_size == 1
+                or not replicated(self._config, name, pool)):
+            return
+        self._stopped = ("the weights were changed in place, and ranks that share pages cannot "
+                         "agree on a name for them; restart the engine")
+        logger.warning("cairn: this engine goes on without the cache: %s", self._stopped)
+
     def weights_changed(self) -> None:
         """What was stored before is named no more, and nothing stored from now on will be named by
         others: the new weights have no name that another process could know."""
-        with self._lock:
-            self._epoch = uuid.uuid4().hex
-            shared = [n for n, p in self._hosts.items() if replicated(self._config, n, p)]
-            if shared and self._config.tp_size > 1:
-                self._stopped = ("the weights were changed in place, and ranks that share pages "
-                                 "cannot agree on a name for them; restart the engine")
-                logger.warning("cairn: this engine goes on without the cache: %s", self._stopped)
+        self._begin_epoch(unflushed=True)
         self._rename()
+
+    def flushed(self) -> None:
+        """Until here SGLang may have gone on with KV of the old weights and have stored it: it
+        flushes only where that is asked for and no request runs."""
+        if self._unflushed:
+            self._begin_epoch(unflushed=False)
+            self._rename()
+
+    def _begin_epoch(self, unflushed: bool) -> None:
+        with self._lock:
+            self._epoch, self._unflushed = uuid.uuid4().hex, unflushed
 
     def _rename(self) -> None:
         for name, pool in list(self._hosts.items()):
@@ -364,6 +381,7 @@ class CairnStorage(HiCacheStorage):
     def close(self) -> None:
         with self._lock:
             was, self._open = self._open, False
+        forget(self)
         if was:
             try:
                 release(self._shared)
@@ -438,42 +456,3 @@ def _options(config: HiCacheStorageConfig,
         raise InvalidError(f"\"weights\" is {weights!r}; give a name, for instance the revision")
     domain = domain_of_file(extra["domain_key_file"]) if "domain_key_file" in extra else PUBLIC
     return uri, domain, float(timeout), weights
-
-
-# --- weights that change in place ---
-
-_watching: weakref.WeakSet[CairnStorage] = weakref.WeakSet()
-_watched = False
-
-
-def _watch(storage: CairnStorage) -> None:
-    """SGLang tells its storage nothing of new weights, but every update of them, whatever its kind
-    and end, goes through one method of its scheduler."""
-    global _watched
-    _watching.add(storage)
-    if _watched or not Settings():
-        return
-    try:
-        from sglang.srt.managers.scheduler_components.weight_updater import (
-            SchedulerWeightUpdaterManager as Updater)
-        inner = Updater._observe_weight_load
-    except (ImportError, AttributeError):
-        logger.warning("cairn: this SGLang does not show when its weights are updated in place; "
-                       "restart the engine after such an update")
-        return
-    Updater._observe_weight_load = _announced(inner)
-    _watched = True
-
-
-def _announced(inner: Callable[..., Any]) -> Callable[..., Any]:
-    import contextlib
-
-    @contextlib.contextmanager
-    def observe(*args: Any, **kwargs: Any) -> Any:
-        try:
-            with inner(*args, **kwargs) as found:
-                yield found
-        finally:
-            for storage in list(_watching):
-                storage.weights_changed()
-    return observe
