@@ -69,11 +69,15 @@ cairn_status cuda_gpu_of(const struct cairn_sgl *list, struct cuda_gpu **ret);
 /* The first one on the device that is known; NULL: none. Good until cairn_cuda_close. */
 struct cuda_gpu *cuda_gpu_on(cu_device device);
 
+/* Its context is no more, be there another one in its place or none. */
+bool cuda_gone(const struct cuda_gpu *g);
+
 /* A thread's own state before an entry: what it was is put back by leave. */
 struct cuda_entry {
     int capture_mode;
     bool pushed;
 };
+/* False: the GPU is off, or gone. */
 bool cuda_enter(struct cuda_gpu *g, struct cuda_entry *e);
 void cuda_leave(struct cuda_entry *e);
 
@@ -103,8 +107,8 @@ cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_n
 bool cuda_pinned(const void *at, size_t len, bool device_writes, cu_ptr *ret_device);
 /* In the background: measures the GPU, pins all that was offered and will be. */
 void cuda_pin_begin(struct cuda_gpu *g);
-/* The context of `dead` is no more, nor what was registered in it: that is `now`'s to do again. */
-void cuda_pin_forget(const struct cuda_gpu *dead, struct cuda_gpu *now);
+/* Memory is registered in one context for all: if that one is no more, it is done again in g's. */
+void cuda_pin_follow(struct cuda_gpu *g);
 void cuda_pin_end(void);                 /* before the GPU goes: ends that                       */
 void cuda_pin_in_child(void);
 bool cuda_pin_settled(void);             /* is there nothing left to pin or measure?             */

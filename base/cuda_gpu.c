@@ -104,6 +104,14 @@ cairn_status cairn_cuda_option(const char *value, char *err, size_t err_cap)
     return st;
 }
 
+bool cuda_gone(const struct cuda_gpu *g)
+{
+    uint64_t id = 0;
+    cu_result r = the.driver.context_id(g->context, &id);
+    return r == CU_INVALID_CONTEXT || r == CU_CONTEXT_IS_DESTROYED ||
+           (r == CU_OK && id != g->context_id);
+}
+
 /* A lost driver may do it and say that it did not: then the mode it returned tells. */
 static bool exchange_mode(struct cuda_gpu *g, int *mode)
 {
@@ -120,7 +128,8 @@ bool cuda_enter(struct cuda_gpu *g, struct cuda_entry *e)
     /* So that nothing here counts as a part of a graph that another thread captures. */
     e->capture_mode = CU_CAPTURE_MODE_RELAXED;
     e->pushed = false;
-    if (atomic_load_explicit(&g->off, memory_order_relaxed) || !exchange_mode(g, &e->capture_mode))
+    if (atomic_load_explicit(&g->off, memory_order_relaxed) || cuda_gone(g) ||
+        !exchange_mode(g, &e->capture_mode))
         return false;
     e->pushed = cuda_ok(g, "cuCtxPushCurrent", the.driver.context_push(g->context));
     if (!e->pushed)
@@ -288,10 +297,8 @@ static struct cuda_gpu *gpu_in(const struct place *at, uint64_t id, bool *ret_fr
     if (known && known->context_id == id)
         return known;
     g = gpu_make(at, id);
-    if (g && known) {
+    if (g && known)
         gpu_bury(known);
-        cuda_pin_forget(known, g);
-    }
     *ret_fresh = g != NULL;
     return g;
 }
@@ -300,8 +307,9 @@ static struct cuda_gpu *gpu_get(const struct place *at)
 {
     bool fresh = false;
     uint64_t id = 0;
-    cu_result r = the.driver.context_id(at->context, &id);
     pthread_mutex_lock(&the.lock);
+    /* An id from before could be a dead one's, where another thread knows the next one already. */
+    cu_result r = the.driver.context_id(at->context, &id);
     struct cuda_gpu *g = r ? gpu_known(at) : gpu_in(at, id, &fresh);
     pthread_mutex_unlock(&the.lock);
     if (fresh)
@@ -596,6 +604,10 @@ static void gone_free(struct cuda_gpu *g)
 static void gpu_free(struct cuda_gpu *g)
 {
     struct cuda_entry e;
+    if (cuda_gone(g)) {
+        gone_free(g);
+        return;
+    }
     bool in = cuda_enter(g, &e);
     for (uint32_t i = 0; i < CUDA_LANES; i++) {
         struct cuda_lane *l = &g->lanes[i];

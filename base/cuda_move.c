@@ -165,6 +165,7 @@ static cairn_status move(const struct cairn_move *m, bool to_device)
         return CAIRN_IO;
     if (!cuda_enter(g, &e))
         return CAIRN_IO;
+    cuda_pin_follow(g);
     st = cairn_order_wait(m->deadline_ns);
     if (!st && !(v.lane = cuda_lane_take(g, m->deadline_ns)))
         st = cairn_now_ns() >= m->deadline_ns ? CAIRN_TIMEOUT : CAIRN_IO;

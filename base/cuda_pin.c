@@ -80,7 +80,7 @@ static void pin_next(struct offer *o, const struct cuda_driver *d)
         o->done = at + len;
     }
     o->busy = false;
-    if (!pinned && !forgotten && !o->failed) {
+    if (!pinned && !forgotten && !o->failed && !cuda_gone(g)) {
         o->failed = true;
         cairn_log(CAIRN_LOG_WARN, "%zu bytes of memory could not be pinned for GPU %s: their "
                                   "copies go through %u MiB of memory of their own",
@@ -165,21 +165,25 @@ static void unpin(struct offer *o, struct cuda_gpu *g)
     o->done = 0;
 }
 
-void cuda_pin_forget(const struct cuda_gpu *dead, struct cuda_gpu *now)
+/* Nothing of it is registered. Lock held. */
+static void forget(struct offer *o)
+{
+    for (size_t at = 0; at < o->len; at += PIECE_BYTES)
+        o->device[at / PIECE_BYTES] = 0;
+    o->done = 0;
+    o->failed = false;
+}
+
+void cuda_pin_follow(struct cuda_gpu *g)
 {
     pthread_mutex_lock(&the.lock);
-    for (uint32_t i = 0; i < OFFERS && the.gpu == dead; i++) {
-        struct offer *o = &the.offers[i];
-        if (!o->base || o->leaving)
-            continue;
-        for (size_t at = 0; at < o->len; at += PIECE_BYTES)
-            o->device[at / PIECE_BYTES] = 0;
-        o->done = 0;
-        o->failed = false;
+    if (the.gpu && the.gpu != g && cuda_gone(the.gpu)) {
+        for (uint32_t i = 0; i < OFFERS; i++)
+            if (the.offers[i].base && !the.offers[i].leaving)
+                forget(&the.offers[i]);
+        the.gpu = g;
+        pthread_cond_broadcast(&the.changed);
     }
-    if (the.gpu == dead)
-        the.gpu = now;
-    pthread_cond_broadcast(&the.changed);
     pthread_mutex_unlock(&the.lock);
 }
 

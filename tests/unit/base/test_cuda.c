@@ -642,6 +642,66 @@ Test(cuda, a_context_that_is_made_again_is_another_one)
     }
 }
 
+/* Nobody has told Cairn of it yet when there is more to be pinned: while there is no context, and
+ * while there is another one where the known one lay. */
+Test(cuda, memory_offered_after_a_reset_is_pinned_once_the_next_context_is_known)
+{
+    struct rng r = test_rng("offered_after");
+    for (int made_again = 0; made_again <= 1; made_again++) {
+        gpu_begin(EMULATED_CUDA, rng_next(&r), EMU_RANDOM);
+        struct gpu g = gpu_open_on(0, 2 * MIB);
+        struct host pinned = host_open(true), plain = host_open(false);
+        there_and_back(&g, &pinned, &plain, rng_next(&r));
+        cr_assert_eq(cu.primary_release(0), CU_OK);
+        if (made_again)
+            g = gpu_open_on(0, 2 * MIB);
+        struct host later = host_open(true);
+        settle();
+        cr_assert_eq(emu_violations(), 0, "%s", emu_violation_text());
+        if (!made_again)
+            g = gpu_open_on(0, 2 * MIB);
+        there_and_back(&g, &later, &plain, rng_next(&r));
+        there_and_back(&g, &pinned, &plain, rng_next(&r));
+        host_close(&later);
+        host_close(&pinned);
+        host_close(&plain);
+        gpu_end();
+    }
+}
+
+/* Memory is pinned once, in one context, for all of them: when that one goes another has to. */
+Test(cuda, a_gpu_that_is_given_back_leaves_the_others_their_pinned_memory)
+{
+    struct rng r = test_rng("given_back");
+    for (int mode = EMU_EARLIEST; mode <= EMU_RANDOM; mode++) {
+        gpu_begin(EMULATED_CUDA, rng_next(&r), (enum emu_time)mode);
+        struct gpu first = gpu_open_on(0, 2 * MIB), second = gpu_open_on(1, 2 * MIB);
+        struct host pinned = host_open(true), plain = host_open(false);
+        there_and_back(&first, &pinned, &plain, rng_next(&r));
+        there_and_back(&second, &pinned, &plain, rng_next(&r));
+        cr_assert_eq(cu.primary_release(0), CU_OK);
+        there_and_back(&second, &pinned, &plain, rng_next(&r));
+        first = gpu_open_on(0, 2 * MIB);
+        there_and_back(&first, &pinned, &plain, rng_next(&r));
+        host_close(&pinned);
+        host_close(&plain);
+        gpu_end();
+    }
+}
+
+/* What belonged to a context went with it: at its end Cairn names none of that to the driver. */
+Test(cuda, a_gpu_that_was_given_back_is_no_matter_at_the_end)
+{
+    gpu_begin(EMULATED_CUDA, 9, EMU_LATEST);
+    struct gpu g = gpu_open_on(0, 2 * MIB);
+    struct host pinned = host_open(true), plain = host_open(false);
+    there_and_back(&g, &pinned, &plain, 9);
+    cr_assert_eq(cu.primary_release(0), CU_OK);
+    host_close(&pinned);
+    host_close(&plain);
+    gpu_end();
+}
+
 static void *unblock_later(void *stream)
 {
     nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
