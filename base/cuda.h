@@ -98,9 +98,6 @@ cairn_status cuda_lane_wait(struct cuda_lane *l, uint32_t place);
 
 cu_event cuda_event_take(struct cuda_gpu *g); /* NULL: none can be made */
 void cuda_event_give(struct cuda_gpu *g, cu_event e);
-/* CAIRN_TIMEOUT at the deadline; CAIRN_IO: the context is lost, and with it all that was queued;
- * CAIRN_STATE: the driver does not say, time after time. */
-cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_ns);
 
 /* Is [at, at + len) pinned as one piece, for the device to write if it is to? Then where the device
  * sees it. */

@@ -13,7 +13,9 @@
 #define REFUSALS 8u
 #define PLACES 128u
 #define HANG_NS (10 * CAIRN_NS_PER_S) /* a copy takes microseconds */
-#define SLEEP_MAX_NS 25000u
+/* Between two questions: a copy ends soon, a caller's stream may be busy for many ms. */
+#define COPY_PAUSE_NS 25000u
+#define STREAM_PAUSE_NS 200000u
 
 static struct {
     pthread_mutex_t lock;
@@ -443,7 +445,10 @@ void cuda_event_give(struct cuda_gpu *g, cu_event e)
         the.driver.event_destroy(e);
 }
 
-cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_ns)
+/* CAIRN_TIMEOUT at the deadline; CAIRN_IO: the context is lost, and with it all that was queued;
+ * CAIRN_STATE: the driver does not say, time after time. */
+static cairn_status event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_ns,
+                               uint64_t pause_max_ns)
 {
     uint64_t begin = cairn_now_ns(), pause = 5000;
     uint32_t refused = 0;
@@ -461,8 +466,9 @@ cairn_status cuda_event_wait(struct cuda_gpu *g, cu_event e, uint64_t deadline_n
         if (now >= deadline_ns)
             return CAIRN_TIMEOUT;
         if (now - begin > SPIN_NS) {
+            pause = pause < deadline_ns - now ? pause : deadline_ns - now;
             nanosleep(&(struct timespec){.tv_nsec = (long)pause}, NULL);
-            pause = pause < SLEEP_MAX_NS ? pause * 2 : SLEEP_MAX_NS;
+            pause = pause * 2 < pause_max_ns ? pause * 2 : pause_max_ns;
         }
     }
 }
@@ -498,7 +504,7 @@ cairn_status cuda_lane_wait(struct cuda_lane *l, uint32_t place)
 {
     /* Also on a GPU that another's error turned off: its copies may go on and end. */
     uint64_t deadline = l->lost ? 0 : cairn_deadline_ns(HANG_NS);
-    cairn_status st = cuda_event_wait(l->gpu, l->done[place], deadline);
+    cairn_status st = event_wait(l->gpu, l->done[place], deadline, COPY_PAUSE_NS);
     return st == CAIRN_TIMEOUT || st == CAIRN_STATE
                ? lost(l, "a copy was not done after 10 s, or its end could not be asked for")
                : st;
@@ -575,7 +581,7 @@ cairn_status cuda_order_wait(const struct cairn_order_point *p, uint64_t deadlin
     struct cuda_entry e;
     if (!cuda_enter(p->owner, &e))
         return CAIRN_IO;
-    cairn_status st = cuda_event_wait(p->owner, p->event, deadline_ns);
+    cairn_status st = event_wait(p->owner, p->event, deadline_ns, STREAM_PAUSE_NS);
     cuda_leave(&e);
     return st == CAIRN_STATE ? CAIRN_IO : st;
 }

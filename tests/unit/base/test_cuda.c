@@ -702,6 +702,25 @@ Test(cuda, a_gpu_that_was_given_back_is_no_matter_at_the_end)
     gpu_end();
 }
 
+/* Several threads may wait for an engine's kernels at once, beside its own threads. */
+Test(cuda, a_stream_that_is_busy_for_long_is_asked_seldom)
+{
+    gpu_begin(EMULATED_CUDA, 10, EMU_LATEST);
+    struct gpu g = gpu_open_on(0, MIB);
+    struct host h = host_open(false);
+    struct cairn_iov page;
+    struct cairn_sgl list = gpu_page(&g, &page, 65536);
+    make_known(&g, &h);
+    cr_assert_eq(emu_stream_block(g.stream), CU_OK);
+    uint64_t asked = emu_calls("cuEventQuery");
+    cr_assert_eq(ordered_out(&list, 0, &h, 65536, 0, 65536, false,
+                             cairn_deadline_ns(CAIRN_NS_PER_S / 5)), CAIRN_TIMEOUT);
+    cr_assert_leq(emu_calls("cuEventQuery") - asked, 1500, "0.2 s in pauses of 0.2 ms");
+    cr_assert_eq(emu_stream_unblock(g.stream), CU_OK);
+    host_close(&h);
+    gpu_end();
+}
+
 static void *unblock_later(void *stream)
 {
     nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
