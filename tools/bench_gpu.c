@@ -13,7 +13,8 @@
  * 61 layers. */
 static const struct bench_pages shapes[] = {
     {"256-tokens", 65536, 16 * 32}, {"64-tokens", 65536, 4 * 32}, {"16-tokens", 65536, 32},
-    {"mla-256-tokens", 18432, 16 * 61},
+    {"mla-256-tokens", 18432, 16 * 61}, {"mla-64-tokens", 18432, 4 * 61},
+    {"mla-16-tokens", 18432, 61},
 };
 
 /* One direction's share of a round, in a thread of its own where both go at once. */
@@ -215,7 +216,7 @@ static bool move_rows(struct bench *b, struct bench_gpu *g)
     for (size_t i = 0; ok && i < sizeof shapes / sizeof *shapes; i++)
         ok = check_moves(g, &shapes[i]) && move_row(b, g, &shapes[i], 1) &&
              move_row(b, g, &shapes[i], 0);
-    return ok && move_row(b, g, &shapes[1], -1);
+    return ok && move_row(b, g, &shapes[0], -1) && move_row(b, g, &shapes[1], -1);
 }
 
 bool bench_gpu_limit(struct bench_gpu *g, struct bench_side *limit)
