@@ -1,6 +1,6 @@
 """Real vLLM engines whose KV caches SmolLM2 does not show: several KV groups, sliding windows,
 convolution states, latent attention, three ranks. Random weights: log probabilities of a hit are
-those of the engine's own prefix hit, bit for bit."""
+those of the engine's own prefix hit, bit for bit, and others where the cache holds zeros."""
 import os
 import threading
 
@@ -24,20 +24,37 @@ def test_sliding_windows_of_six_groups(place):
     assert torn["tokens"] == own["tokens"] and same(torn, said["cold"])
     assert said["moved"]["WORKER"]["load_misses"] == 1
     assert same(said["again"], own) and said["tracked"] == 0
+    assert said["blank"]["cached"] == own["cached"] and not same(said["blank"], own)
 
 
 def test_latent_attention(place):
     (said,) = answers("0.32", "vllm_models.py", "deepseek_v2", place, "embedded:?ram=256MiB")
     assert said["groups"] == 1
-    # This engine has no prefix cache of its own on a CPU: every answer after the first is loaded.
-    for name in ("own", "loaded", "again"):
+    # This engine has no prefix cache of its own on a CPU: every answer after the first is loaded,
+    # after the engine's memory was overwritten too.
+    for name in ("own", "loaded", "again", "blank"):
         assert said[name]["cached"] == 1280 and said[name]["loaded"] == 5 * 589824
+    assert same(said["loaded"], said["own"]) and same(said["blank"], said["again"])
+    # What is computed on the first 4 chunks is not what all in one piece is, to the last bit.
+    assert said["short"]["cached"] == 1024 and said["moved"]["WORKER"]["load_misses"] == 1
+    assert same(said["torn"], said["short"]) and not same(said["torn"], said["own"])
+
+
+def test_states_of_convolutions(place):
+    """vLLM keeps a state where a step ends: with 128 tokens a step at every block's end."""
+    (said,) = answers("0.32", "vllm_models.py", "lfm2", place, "embedded:?ram=256MiB", 128)
+    own, loaded = said["own"], said["loaded"]
+    assert said["groups"] == 4 and own["cached"] == loaded["cached"] == 1280
+    # 5 chunks of the attention, and the last state of each of 3 layers.
+    assert own["loaded"] == 0 and loaded["loaded"] == 5 * 65536 + 3 * 512
+    for name in ("own", "loaded", "short", "torn", "again"):
         assert same(said[name], said["cold"])
-    assert same(said["torn"], said["cold"]) and said["moved"]["WORKER"]["load_misses"] == 1
+    assert said["moved"]["WORKER"]["load_misses"] == 1
+    assert said["blank"]["cached"] == 1280 and not same(said["blank"], own)
 
 
 def test_states_of_convolutions_are_never_wrong(place):
-    """Prompts are computed in one piece here, so that no state of a chunk's end is kept and nothing
+    """A prompt that is computed in one piece leaves no state at most chunks' ends, so that nothing
     is held whole: all of it is computed again."""
     (said,) = answers("0.32", "vllm_models.py", "lfm2", place, "embedded:?ram=256MiB")
     assert said["groups"] == 4

@@ -1,5 +1,6 @@
 """A real vLLM with Cairn behind it on small models with random weights, whose KV caches are of
-kinds that SmolLM2 has not. A program: MODEL FOLDER URI; prints one JSON object."""
+kinds that SmolLM2 has not. A program: MODEL FOLDER URI [STEP]; prints one JSON object. With STEP
+the engine computes so many tokens of one request at a time."""
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ MODELS = {
     # States of convolutions beside attention: 4 groups.
     "lfm2": SMALL | {
         "architectures": ["Lfm2ForCausalLM"], "model_type": "lfm2", "num_hidden_layers": 4,
-        "layer_types": ["conv", "conv", "full_attention", "conv"], "conv_dim": 128,
+        "head_dim": 32, "layer_types": ["conv", "conv", "full_attention", "conv"], "conv_dim": 128,
         "block_dim": 128, "conv_L_cache": 3, "conv_bias": False},
     # Every layer sees 256 tokens.
     "mistral": SMALL | {
@@ -32,13 +33,22 @@ MODELS = {
         "moe_intermediate_size": 64, "rope_theta": 10000.0},
 }
 TOKENS = 1500
+STEP_TOKENS = 5 * 256 + 2  # what follows a state at once depends on it most
 
 
-def random_weights(name: str, folder: str, uri: str) -> "Engine":
+def random_weights(name: str, folder: str, uri: str, **options) -> "Engine":
+    """vLLM's own random weights are so small that no answer depends on what is cached."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
     model = Path(folder) / name
     model.mkdir(exist_ok=True)
-    (model / "config.json").write_text(json.dumps(MODELS[name]))
-    return Engine(model, uri, load_format="dummy", skip_tokenizer_init=True, detokenize=False)
+    config = model / "config.json"
+    config.write_text(json.dumps(MODELS[name] | {"initializer_range": 0.1}))
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    made.to(torch.bfloat16).save_pretrained(model)
+    config.write_text(json.dumps(MODELS[name]))
+    return Engine(model, uri, skip_tokenizer_init=True, detokenize=False, **options)
 
 
 def answers():
@@ -74,6 +84,12 @@ class Engine:
         self.settle()
         assert self.llm.reset_prefix_cache()
 
+    def blank(self) -> None:
+        """Zeros in all that is in the engine's own cache: what depends on it answers otherwise."""
+        for cache in self.core.model_executor.driver_worker.worker.model_runner.kv_caches:
+            for tensor in cache if isinstance(cache, (list, tuple)) else [cache]:
+                tensor.zero_()
+
     def answer(self, prompt: list[int] | dict, adapter=None, **controls) -> dict:
         """prompt: token ids, or a prompt of vLLM's. controls: kv_transfer_params for Cairn."""
         from vllm import SamplingParams
@@ -93,21 +109,30 @@ class Engine:
 
 
 def main() -> None:
-    name, folder, uri = sys.argv[1:]
+    name, folder, uri, *step = sys.argv[1:]
     say = answers()
-    engine = random_weights(name, folder, uri)
+    options = {"max_num_batched_tokens": int(step[0]), "max_num_seqs": 1} if step else {}
+    engine = random_weights(name, folder, uri, **options)
     side = engine.halves["SCHEDULER"].scheduler
-    prompt = [3 + (i * i + 7 * i) % 990 for i in range(TOKENS)]
+    prompt = [3 + (i * i + 7 * i) % 990 for i in range(STEP_TOKENS if step else TOKENS)]
     said = {"groups": len(side.names.block_tokens) if side.names else 0}
     said["cold"] = engine.answer(prompt)
     said["own"] = engine.answer(prompt)
     engine.reset()
     said["loaded"] = engine.answer(prompt)
     if side.names:
-        # A part that is gone between the promise and the load is what a damaged one is too.
         store, keys = side.store, side._tracked
-        engine.reset()
         take = store.lease
+
+        def short(asked, **more):
+            return take(asked[:-len(side.names.parts)], **more)
+
+        engine.reset()
+        store.lease = short
+        said["short"] = engine.answer(prompt)
+
+        # A part that is gone between the promise and the load is what a damaged one is too.
+        engine.reset()
 
         def lease(asked, **more):
             held = take(asked, **more)
@@ -121,6 +146,8 @@ def main() -> None:
         said["tracked"] = len(keys)
         engine.reset()
         said["again"] = engine.answer(prompt)
+        engine.blank()
+        said["blank"] = engine.answer(prompt)
     said["moved"] = {n: c.totals.data for n, c in engine.halves.items()}
     say(said)
     engine.core.shutdown()
