@@ -1,8 +1,10 @@
 """The worker half of the vLLM connector on real tensors and real stores, without an engine."""
+import errno
 import functools
 import logging
 import os
 import random
+import socket
 import threading
 import time
 import types
@@ -663,4 +665,56 @@ def test_a_store_that_was_slow_once_is_asked_again(rng, tmp_path, monkeypatch):
         assert linked.lookup(keys) == 3 and leased(store) == 0
         linked.close()
         assert linked.lookup(keys) == 0, "closed is closed"
+        listener.close()
+
+
+def test_an_error_of_one_lease_leaves_the_others(rng, tmp_path):
+    class Failing:
+        def __init__(self, store):
+            self.store, self.fails = store, False
+
+        def lease(self, keys, **more):
+            if self.fails:
+                raise cairn.TimeoutError("the disk is slow")
+            return self.store.lease(keys, **more)
+
+        def __getattr__(self, name):
+            return getattr(self.store, name)
+
+    with cairn.open(RAM) as store:
+        failing = Failing(store)
+        listener = Listener(str(tmp_path / "link"), failing)
+        keys = [bytes(k) for k in some_keys(rng, 4, 1)[:, 0]]
+        store.put(keys, [bytes(1000)] * 4)
+        linked = LinkedStore(listener.path)
+        promised = linked.lease(keys[:2])
+        failing.fails = True
+        assert len(promised) == 2 and len(linked.lease(keys[2:])) == 0
+        assert leased(store) >= 2000 and linked.lookup(keys) == 4
+        failing.fails = False
+        assert len(linked.lease(keys[2:])) == 2
+        promised.release()
+        linked.close()
+        listener.close()
+
+
+def test_a_connection_that_finds_no_descriptor_is_taken_later(rng, tmp_path, monkeypatch):
+    class Short(socket.socket):
+        refusals = 3
+
+        def accept(self):
+            if Short.refusals:
+                Short.refusals -= 1
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return super().accept()
+
+    with cairn.open(RAM) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr("cairn._vllm_apart.socket.socket", Short)
+            listener = Listener(str(tmp_path / "link"), store)
+        keys = [bytes(k) for k in some_keys(rng, 3, 1)[:, 0]]
+        store.put(keys, [bytes(1000)] * 3)
+        linked = LinkedStore(listener.path)
+        assert linked.lookup(keys) == 3 and Short.refusals == 0
+        linked.close()
         listener.close()

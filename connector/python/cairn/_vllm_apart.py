@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from .store import Lease, Store
 
 ANSWER_SECONDS = 1.0
+ACCEPT_SECONDS = 0.1  # until the next try, where there is no descriptor left for a connection
 LARGEST = 32 << 20  # keys of a million chunks
 HEAD = struct.Struct("<cI")  # kind, bytes that follow
 LEASE = struct.Struct("<dd")  # ttl, timeout; keys follow
 HELD = struct.Struct("<QI")  # lease, keys held
+NOTHING = b""  # is held
 
 
 def _send(to: socket.socket, kind: bytes, body: bytes) -> None:
@@ -58,6 +60,7 @@ class Listener:
         self.path = path
         self._store = store
         self._peer: socket.socket | None = None
+        self._closed = threading.Event()
         self._numbers = itertools.count(1)  # of leases: one of a connection before means nothing
         Path(path).unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -68,6 +71,7 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
+        self._closed.set()
         Path(self.path).unlink(missing_ok=True)
         for held in (self._socket, self._peer):
             if held is not None:
@@ -79,20 +83,27 @@ class Listener:
         self._socket.close()
 
     def _serve(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 self._peer, _ = self._socket.accept()
             except OSError:
-                return
+                self._closed.wait(ACCEPT_SECONDS)
+                continue
             with self._peer:
-                self._answer_all(self._peer)
+                if not self._closed.is_set():  # close may have come too early to see this one
+                    self._answer_all(self._peer)
 
     def _answer_all(self, peer: socket.socket) -> None:
         leases: dict[int, Lease] = {}
         try:
             while True:
-                _send(peer, b"=", self._answer(leases, *_receive(peer)))
-        except (OSError, ValueError, struct.error, Error):
+                kind, body = _receive(peer)
+                try:
+                    answer = self._answer(leases, kind, body)
+                except Error:
+                    answer = NOTHING  # to end here would release the leases of other requests
+                _send(peer, b"=", answer)
+        except (OSError, ValueError, struct.error):
             pass  # the scheduler sees the end and goes on without
         finally:
             for lease in leases.values():
@@ -114,7 +125,7 @@ class Listener:
             return struct.pack("<I", self._store.lookup(_keys(body)))
         elif kind == b"N":
             self._store.note(Identity(**json.loads(body)))
-        return b""
+        return NOTHING
 
 
 class LinkedLease:
