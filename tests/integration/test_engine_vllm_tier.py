@@ -184,9 +184,15 @@ def test_the_engine_s_configuration_is_in_the_identity(drive):
     again = drive("configured", uri="embedded:?ram=64MiB", model=str(MODEL))
     assert again == fields
     # What an adapter's name means is known to this process only.
-    with_adapters = [drive("configured", uri="embedded:?ram=64MiB", model=str(MODEL), lora=True)
+    with_adapters = [drive("configured", uri="embedded:?ram=64MiB", model=str(MODEL),
+                           enable_lora=True)
                      for _ in range(2)]
     assert with_adapters[0] != with_adapters[1]
+    # Other code for the same weights; a text model has nothing that processes images.
+    assert not [name for name in fields if name in ("implementation", "code") or "mm" in name]
+    by_other_code = drive("configured", uri="embedded:?ram=64MiB", model=str(MODEL),
+                          model_impl="transformers")
+    assert by_other_code == fields | {"implementation": "TransformersForCausalLM"}
 
 
 @pytest.mark.parametrize("given, said", [

@@ -18,11 +18,13 @@ import cairn  # noqa: E402
 import prometheus_client  # noqa: E402
 import torch  # noqa: E402
 from cairn._vllm_apart import LinkedStore, Listener  # noqa: E402
+from cairn._vllm_identity import of_model  # noqa: E402
 from cairn._vllm_metrics import PromMetrics, Stats  # noqa: E402
 from cairn._vllm_pages import GroupPages, Unsupported, group_pages  # noqa: E402
 from gpu_engine import DRIVER, LATEST, DeviceTensor, Gpu  # noqa: E402
 from patience import STALL  # noqa: E402
-from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, dense  # noqa: E402
+from vllm.config import MultiModalConfig  # noqa: E402
+from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, config, dense  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -510,6 +512,90 @@ def test_engines_share_if_and_only_if_their_pages_are_alike(rig, rng, node):
         store.note(mine)  # as each engine does
         told = store.why(mine)
     assert told["known"] and "layout" in [d["field"] for d in told["differs"]]
+
+
+def differ_all(configured, changes):
+    """What is in the identity of a model is another thing after each change."""
+    seen = [of_model(configured)]
+    assert of_model(configured) == seen[0] and cairn.Identity(chunk_tokens=16, **seen[0])
+    for change in changes:
+        change()
+        assert of_model(configured) not in seen, change
+        seen.append(of_model(configured))
+
+
+def folder_model(folder):
+    """The configuration of an engine whose model is the files of a folder."""
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(5000))
+    made = config(RAM)
+    made.model_config.model = str(folder)
+    made.load_config.load_format = "auto"
+    return made
+
+
+def test_what_makes_embeddings_of_images_is_in_the_identity(tmp_path, monkeypatch):
+    """vLLM's names of images have what a request asks of the processor only."""
+    model = tmp_path / "model"
+    configured = folder_model(model)
+    text = of_model(configured)
+    media = configured.model_config.multimodal_config = MultiModalConfig()
+    scales = tmp_path / "scales.json"
+    scales.write_text("{}")
+
+    def fp8():
+        media.mm_encoder_attn_dtype = "fp8"
+        media.mm_encoder_fp8_scale_path = str(scales)
+
+    differ_all(configured, [
+        *(functools.partial(setattr, media, name, value) for name, value in {
+            "mm_processor_kwargs": {"do_normalize": False}, "video_pruning_rate": 0.5,
+            "media_io_kwargs": {"video": {"fps": 2}}, "mm_device_do_normalize": False,
+            "mm_encoder_tp_mode": "data"}.items()),
+        lambda: media.mm_processor_kwargs.update({"size": {"height": 448, "width": 448}} |
+                                                 {f"long{i}": i for i in range(20)}),
+        lambda: monkeypatch.setenv("VLLM_VIDEO_LOADER_BACKEND", "torchcodec"),
+        *(functools.partial((model / name).write_text, text) for text in ("{}", '{"a": 1}')
+          for name in ("preprocessor_config.json", "processor_config.json", "tekken.json",
+                       "video_preprocessor_config.json")),
+        fp8, lambda: scales.write_text('{"a": 1}')])
+    media.mm_encoder_fp8_scale_path = None
+    with pytest.raises(Unsupported, match="mm_encoder_fp8_scale_path"):
+        of_model(configured)
+    # An engine's caches make no difference, and to a model of texts nothing of all this does.
+    media = configured.model_config.multimodal_config = MultiModalConfig()
+    before = of_model(configured)
+    media.mm_processor_cache_gb, media.limit_per_prompt = 0, {}
+    assert of_model(configured) == before
+    configured.model_config.multimodal_config = None
+    assert of_model(configured) == text
+
+
+def test_the_code_that_computes_a_model_is_in_the_identity(tmp_path, monkeypatch):
+    configured = folder_model(tmp_path / "model")
+    model = configured.model_config
+    kinds = {module: type("Rig", (), {"__module__": module})
+             for module in ("vllm.model_executor.models.a", "vllm.models.b", "plugin")}
+    other = type("TransformersForCausalLM", (), {"__module__": "vllm.models.c"})
+
+    def computed_by(kind):
+        model.registry.resolve_model_cls = lambda names, given: (kind, names[0])
+
+    own = [computed_by(kind) or of_model(configured) for kind in list(kinds.values())[:2]]
+    assert own[0] == own[1], "wherever a version of vLLM has it"
+    (tmp_path / "model" / "modeling_rig.py").write_text("a = 1")
+    assert of_model(configured) == own[0], "it does not run"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "modeling_rig.py").write_text("a = 1")
+    differ_all(configured, [
+        lambda: computed_by(kinds["plugin"]), lambda: computed_by(other),
+        lambda: setattr(model, "trust_remote_code", True),
+        lambda: (tmp_path / "model" / "modeling_rig.py").write_text("a = 2"),
+        lambda: setattr(model.hf_config, "auto_map", {
+            "AutoModel": f"{elsewhere}--modeling_rig.Rig", "AutoConfig": "nobody/here--c.Config",
+            "AutoTokenizer": ["tokens.Slow", None]}),
+        lambda: (elsewhere / "modeling_rig.py").write_text("a = 3")])
 
 
 def test_the_layout_says_what_the_bytes_are(rig):

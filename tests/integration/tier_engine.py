@@ -252,7 +252,7 @@ def plan_refused(tier, row=ROW):
     return {"said": None}
 
 
-def plan_configured(uri, model, lora=False):
+def plan_configured(uri, model, **options):
     """The tier as vLLM's connector makes it, with the configuration of an engine: its identity."""
     import torch
     from vllm.config import KVTransferConfig
@@ -264,7 +264,7 @@ def plan_configured(uri, model, lora=False):
 
     below = {"type": "CairnTier", "module_path": "cairn.vllm_tier", "uri": uri}
     config = EngineArgs(
-        model=model, enforce_eager=True, max_model_len=1024, enable_lora=lora,
+        model=model, enforce_eager=True, max_model_len=1024, **options,
         kv_transfer_config=KVTransferConfig(
             kv_connector="OffloadingConnector", kv_role="kv_both", engine_id=uuid.uuid4().hex,
             kv_connector_extra_config={"spec_name": "TieringOffloadingSpec",

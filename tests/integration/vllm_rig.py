@@ -107,7 +107,9 @@ def config(uri, *, rank=0, world=1, decode_context_parallel_size=1, **extra):
                               decode_context_parallel_size=decode_context_parallel_size,
                               distributed_executor_backend="uni" if world == 1 else "mp"),
         model_config=space(model="tiny", hf_config=hf, quantization=None, dtype=torch.bfloat16,
-                           max_model_len=2048, revision=None),
+                           max_model_len=2048, revision=None, code_revision=None,
+                           trust_remote_code=False, architectures=["Rig"],
+                           registry=space(resolve_model_cls=lambda *_: (Rig, "Rig"))),
         cache_config=space(cache_dtype="auto"), load_config=space(load_format="dummy"),
         compilation_config=space(static_forward_context={}), speculative_config=None)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._model_files import digest_of, folder_of, weight_files
+from ._vllm_code import of_code
+from ._vllm_media import of_media
 from ._vllm_pages import GroupPages, digest
 from .errors import Unsupported
 from .identity import Identity
@@ -49,6 +51,8 @@ def of_model(config: VllmConfig) -> dict[str, Any]:
         "model_config": digest([text]),
         # Its long factors are chosen by the longest context that is allowed.
         "max_model_len": model.max_model_len if longrope else None,
+        **of_code(model),
+        **of_media(model),
     }
 
 
