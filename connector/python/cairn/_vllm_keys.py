@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ._vllm_adapters import adapter_name
+from ._vllm_adapters import adapter_name, named as adapter_named
 from ._vllm_identity import named
 from ._vllm_step import Described
 from .identity import Domain, Identity, key_array, keys, token_array
@@ -44,12 +44,12 @@ def images_named(config: VllmConfig) -> bool:
 
 def named_by_tokens(request: Request, images: bool = True) -> bool:
     """Whether tokens and extras() say all that the KV of a request depends on, for its whole life:
-    embeddings have no name, nor have adapters whose files are elsewhere, and a session may take
-    tokens back. images: as images_named() says."""
+    embeddings have no name, nor have adapters whose files are elsewhere or not read yet, and a
+    session may take tokens back. images: as images_named() says."""
     return (request.prompt_embeds is None and request.prompt_token_ids is not None
-            and (request.lora_request is None or adapter_name(request.lora_request) is not None)
             and (images or not request.mm_features)
-            and not getattr(request, "resumable", False))
+            and not getattr(request, "resumable", False)
+            and (request.lora_request is None or bool(adapter_named(request.lora_request))))
 
 
 def extras(request: Request, first: int, end: int, chunk_tokens: int) -> dict[int, list[bytes]]:

@@ -13,6 +13,7 @@ import numpy as np
 from vllm.logger import init_logger
 
 from . import _vllm_store as stores
+from ._vllm_adapters import reading
 from ._vllm_apart import LinkedStore
 from ._vllm_compat import FAILED_REQUESTS_CAN_BE_TOLD, block_table, windowed
 from ._vllm_controls import Controls, controls_of
@@ -185,9 +186,9 @@ class SchedulerSide:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
             controls = controls_of(request)
-            if (not named_by_tokens(request, self._images) or controls.nothing
-                    or getattr(request, "skip_reading_prefix_cache", False)
-                    or request.num_tokens < self._options.min_tokens):
+            if (controls.nothing or getattr(request, "skip_reading_prefix_cache", False)
+                    or request.num_tokens < self._options.min_tokens
+                    or not named_by_tokens(request, self._images)):
                 return None
             tracked = Tracked(request, Chain(self.names, request), controls)
             self._tracked[request.request_id] = tracked
@@ -227,6 +228,8 @@ class SchedulerSide:
         if self._heard_by != 0.0 and self._wait_to_hear():
             return None, False
         tracked = self._track(request)
+        if tracked is None and reading(request.lora_request, self._options.lookup_timeout):
+            return None, False
         if tracked is None or tracked.failed or tracked.loading or not tracked.controls.read:
             return 0, False
         assert self.names is not None and self._lookups is not None
