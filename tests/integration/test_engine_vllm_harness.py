@@ -104,6 +104,13 @@ def test_a_step_is_planned_ahead(version, place):
     run(version, embedded(place), place, "--asynchronous", until=REUSE)
 
 
+@pytest.mark.parametrize("ahead", [[], ["--asynchronous"]], ids=["", "ahead"])
+@pytest.mark.parametrize("version", PYTHONS)
+def test_weights_are_written_over(version, ahead, place):
+    """Before, after and between resets and requests, and while some run."""
+    run(version, embedded(place), place, "--updates", *ahead, until=["updates=9", *REUSE])
+
+
 @pytest.mark.parametrize("version", PYTHONS)
 def test_bytes_of_the_log_are_flipped(version, place):
     run(version, embedded(place, "8MiB", "64MiB"), place, "--log", place / "cairn.log",

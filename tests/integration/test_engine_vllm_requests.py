@@ -104,3 +104,10 @@ def test_what_requests_ask_and_routers_hear(version):
     assert not same(said["trained"], said["cold"])
     assert how(said["trained, loaded"]) == HIT
     assert same(said["trained, loaded"], said["trained, own"])
+    assert said["written"]["loaded"] == said["written"]["missed"] * CHUNK_BYTES
+    assert same(said["written"], said["written, computed"])
+    assert not same(said["written"], said["trained"])
+    assert how(said["written, loaded"]) == HIT
+    assert same(said["written, loaded"], said["written, own"])
+    assert how(said["paused"]) == MISS and how(said["paused, loaded"]) == HIT
+    assert not same(said["paused"], said["written"])

@@ -30,6 +30,7 @@ from vllm.lora.request import LoRARequest  # noqa: E402
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange  # noqa: E402
 from vllm.v1.core.block_pool import BlockPool  # noqa: E402
 from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash  # noqa: E402
+from vllm.v1.outputs import KVConnectorOutput  # noqa: E402
 from vllm.v1.request import Request, RequestStatus  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -627,8 +628,9 @@ def test_weights_that_change(rig):
     assert ask_rig(h, tokens, "kept").num_external_cached_tokens == 768
 
 
-def test_weights_that_are_written_over(rig, monkeypatch):
-    """As vLLM's worker does it, without a word to a connector."""
+@pytest.fixture
+def trainer(monkeypatch):
+    """Writes weights over as vLLM's worker does it, without a word to a connector."""
     for name in ("WAIT_SECONDS", "STEP_WAIT_SECONDS"):  # a step without the promise would tell too
         monkeypatch.setattr(f"cairn._vllm_scheduler.{name}", 60.0)
     from cairn._vllm_weights import watch
@@ -639,19 +641,86 @@ def test_weights_that_are_written_over(rig, monkeypatch):
 
     watch(Worker)
     watch(Worker)
+    return Worker()
+
+
+def test_weights_that_are_written_over(rig, trainer):
     h = rig()
     tokens = tokens_of(h, 14, 800)
     ask_rig(h, tokens, "old")
     assert h.scheduler.reset_prefix_cache()
-    assert Worker().update_weights(3) == 4
+    assert trainer.update_weights(3) == 4
     # The first step after it is planned before the scheduler knows.
     assert ask_rig(h, tokens, "new").num_external_cached_tokens == 768
     assert h.worker.totals.data["load_misses"] == 3, "but the worker does"
     assert h.scheduler.connector.scheduler._epoch != ""
     assert h.scheduler.reset_prefix_cache()
-    ask_rig(h, tokens, "again")
-    assert h.scheduler.reset_prefix_cache()
     assert ask_rig(h, tokens, "kept").num_external_cached_tokens == 768
+    assert h.worker.totals.data["load_misses"] == 3
+
+
+@pytest.mark.parametrize("order", ["update, reset", "reset, update", "update, reset all",
+                                   "reset all, update", "reset all, send, update",
+                                   "send, update, reset all", "update, send, reset"])
+def test_all_is_saved_after_an_update(rig, trainer, order):
+    """The requests that come first too, if nothing of the old weights is held."""
+    h = rig()
+    prompts = [tokens_of(h, 20 + i, 800) for i in range(3)]
+    for i, tokens in enumerate(prompts):
+        ask_rig(h, tokens, f"old{i}")
+    acts = {"update": lambda: trainer.update_weights(1),
+            "reset": lambda: h.scheduler.reset_prefix_cache(),
+            "reset all": lambda: h.scheduler.reset_prefix_cache(reset_connector=True),
+            "send": lambda: [send(h, t, f"first{i}") for i, t in enumerate(prompts)]}
+    for act in order.split(", "):
+        assert acts[act]()
+    if "send" not in order:
+        acts["send"]()
+    h.drain()
+    missed = h.worker.totals.data.get("load_misses", 0)
+    assert h.scheduler.reset_prefix_cache()
+    for i, tokens in enumerate(prompts):
+        assert ask_rig(h, tokens, f"again{i}").num_external_cached_tokens == 768
+    assert h.worker.totals.data.get("load_misses", 0) == missed
+
+
+def test_weights_that_are_written_over_while_requests_run(rig, trainer):
+    """Nothing is saved until the engine has emptied its own cache."""
+    h = rig()
+    held, later = tokens_of(h, 14, 800), tokens_of(h, 15, 800)
+    ask_rig(h, held, "held")
+    running = send(h, tokens_of(h, 16, 400), "runs", length=200)
+    while running.num_computed_tokens < 450:
+        h.step()
+    trainer.update_weights(1)
+    h.drain()
+    for name, tokens in (("held still", held), ("later", later)):
+        ask_rig(h, tokens, name)
+    assert h.scheduler.reset_prefix_cache()
+    for tokens in (held, later, list(running.all_token_ids)):
+        assert ask_rig(h, tokens, f"computed {tokens[:3]}").num_external_cached_tokens == 0
+    assert h.scheduler.reset_prefix_cache()
+    for tokens in (held, later):
+        assert ask_rig(h, tokens, f"loaded {tokens[:3]}").num_external_cached_tokens == 768
+
+
+def test_ranks_whose_weights_are_written_at_different_steps(rig):
+    h = rig()
+    side = h.scheduler.connector.scheduler
+
+    def told(step):
+        side.ended(KVConnectorOutput(kv_connector_worker_meta=Report(stale=step).aggregate(
+            Report())))
+        return side._epoch
+
+    send(h, tokens_of(h, 17, 900), "runs", length=9, params={"read": False})
+    h.step()
+    first = told(side._steps)
+    assert side._clean, "all that is held was computed by that step"
+    h.step()
+    second = told(side._steps)
+    assert second != first and not side._clean, "the step before computed with other weights"
+    assert told(side._steps) == told(side._steps - 1) == second, "once"
 
 
 def test_an_abort_at_every_step_leaves_nothing(rig):

@@ -21,10 +21,12 @@ from cairn._vllm_apart import LinkedStore, Listener  # noqa: E402
 from cairn._vllm_identity import of_model  # noqa: E402
 from cairn._vllm_metrics import PromMetrics, Stats  # noqa: E402
 from cairn._vllm_pages import GroupPages, Unsupported, group_pages  # noqa: E402
+from cairn._vllm_step import Step  # noqa: E402
+from cairn._vllm_weights import Weights  # noqa: E402
 from gpu_engine import DRIVER, LATEST, DeviceTensor, Gpu  # noqa: E402
 from patience import STALL  # noqa: E402
 from vllm.config import MultiModalConfig  # noqa: E402
-from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, config, dense  # noqa: E402
+from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, config, dense, space  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
 SEED = int(os.environ.get("CAIRN_TEST_SEED", random.SystemRandom().randrange(1 << 32)))
@@ -287,6 +289,81 @@ def test_an_identity_and_an_epoch_apart(rig, rng):
     r.begin(loads=[r.transfer(fresh, [source], "stale")], epoch="a")
     told = r.finish(1, epoch="b")
     assert told.received == {"stale"} and told.bad == set(source.tolist())
+
+
+def test_loads_on_their_way_when_weights_are_written_over(rig, rng):
+    r = rig(RAM)
+    keys = some_keys(rng, 1, 1)
+    (source,) = distinct(rng, r.per, 1)
+    r.save(keys, [source])
+    r.begin(loads=[r.transfer(keys, [source], "stale")])
+    r.side.lose_loads()
+    told = r.finish(1)
+    assert told.received == {"stale"} and told.bad == set(source.tolist())
+    assert not r.load(keys, [source]).bad
+
+
+class Trained(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.register_buffer("count", torch.zeros(4))
+
+    def load_weights(self, weights):
+        self.weight.data.copy_(weights)
+
+
+def in_place(model):
+    with torch.inference_mode():
+        model[1].weight[1:2].copy_(torch.ones(1))
+
+
+def another_tensor(model):
+    model[0].weight.data = torch.ones(4)
+
+
+def another_parameter(model):
+    model[0].weight = torch.nn.Parameter(torch.ones(4), requires_grad=False)
+
+
+@pytest.mark.parametrize("write", [lambda model: model[1].load_weights(torch.ones(4)), in_place,
+                                   another_tensor, another_parameter])
+def test_weights_that_are_written_over_are_seen(rig, rng, write):
+    model = torch.nn.Sequential(Trained(), Trained())
+    weights = Weights()
+    weights.watch(model, space(parallel_config=space()))
+    r = rig(RAM)
+
+    def bind(number, **more):
+        load = r.transfer(some_keys(rng, 1, 1), [[1]])
+        step = Step([load], [r.transfer(load.keys, [[1]])], number=number, **more)
+        found, told = weights.bind(step), weights.tell(None)
+        dropped = bool(step.drop) and not load.keys.any()
+        assert bool(step.drop) == dropped
+        return found, told.stale if told else 0, dropped
+
+    assert bind(1) == bind(2) == (False, 0, False)
+    model[0].count += 1
+    assert bind(3) == (False, 0, False), "a buffer is no weight"
+    write(model)
+    assert bind(4) == (True, 4, True)
+    assert bind(5) == (False, 4, True), "planned before the scheduler knew"
+    assert bind(6, since=4) == (False, 0, False)
+    write(model)
+    write(model)
+    assert bind(7, since=4) == (True, 7, True)
+    assert bind(8, since=7) == (False, 0, False)
+
+
+def test_experts_that_move_are_no_other_weights():
+    model = Trained()
+    weights = Weights()
+    weights.watch(model, space(parallel_config=space(enable_eplb=True)))
+    assert not weights.bind(Step(number=1, fresh=True))
+    model.weight += 1
+    assert not weights.bind(Step(number=2, fresh=True))
+    model.load_weights(torch.ones(4))
+    assert weights.bind(Step(number=3))
 
 
 def test_the_forward_waits_for_what_it_needs(rig, rng):

@@ -113,6 +113,26 @@ def run(model: str, uri: str, endpoint: str) -> dict:
     ask("trained, own")
     engine.reset()
     ask("trained, loaded")
+
+    def write(factor: float) -> None:
+        """As extensions of vLLM's worker do."""
+        engine.llm.collective_rpc(lambda worker: worker.model_runner.model.load_weights(
+            (name, w * factor) for name, w in weights(model) if "input_layernorm" in name))
+
+    write(3)
+    engine.reset()
+    ask("written")
+    engine.reset()
+    ask("written, loaded")
+    engine.reset()
+    ask("written, computed", read=False)
+    ask("written, own")
+    engine.core.pause_scheduler()
+    write(2)
+    engine.core.resume_scheduler()
+    ask("paused")
+    engine.reset()
+    ask("paused, loaded")
     engine.core.shutdown()
     return said
 

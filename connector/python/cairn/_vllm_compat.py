@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
 from ._vllm_weights import watch
@@ -38,6 +40,18 @@ def watch_worker() -> None:
     except ImportError:
         return  # a platform with workers of its own
     watch(Worker)
+
+
+def running_model() -> nn.Module | None:
+    """The model of the runner that calls a connector: nobody hands it on."""
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        get = getattr(frame.f_locals.get("self"), "get_model", None)
+        model = get() if callable(get) else None
+        if isinstance(model, nn.Module):
+            return model
+        frame = frame.f_back
+    return None
 
 
 def block_table(output: SchedulerOutput, request: str,

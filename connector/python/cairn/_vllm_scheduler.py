@@ -104,6 +104,10 @@ class SchedulerSide:
         self._ahead = (bool(getattr(config.scheduler_config, "async_scheduling", False))
                        or getattr(config.parallel_config, "pipeline_parallel_size", 1) > 1)
         self._clean = True  # what the engine holds was computed by the weights of this epoch
+        self._steps = 0
+        self._fresh = True  # it holds nothing that was computed before the next step
+        self._fresh_step = 0  # the last one of which that was so
+        self._since = 0  # the last one before which weights were written over
 
     # --- what the workers say of themselves ---
 
@@ -174,7 +178,7 @@ class SchedulerSide:
     # --- what a request is promised ---
 
     def on_new_request(self, request: Request) -> None:
-        self._clean = self._clean or self._emptied()
+        self._look()
         tracked = self._track(request)
         if tracked is not None:
             self._ask(tracked, self._local_hit(request))
@@ -222,6 +226,7 @@ class SchedulerSide:
             read=tracked.controls.read, tail=tail))
 
     def matched(self, request: Request, computed: int) -> tuple[int | None, bool]:
+        self._look()
         known = self._tracked.get(request.request_id)
         if known is not None:
             known.local = computed
@@ -357,7 +362,11 @@ class SchedulerSide:
         self._last_step = 0.0 if idle else now
         self._waited = 0.0
         loads, self._begin = self._begin, []
-        step = Step(loads=loads, epoch=self._epoch, idle=idle)
+        self._steps += 1
+        step = Step(loads=loads, epoch=self._epoch, number=self._steps, since=self._since,
+                    fresh=self._fresh, idle=idle)
+        if step.fresh:
+            self._fresh, self._fresh_step = False, step.number
         if self.names is not None:
             try:
                 self._plan(output, step)
@@ -460,8 +469,11 @@ class SchedulerSide:
         if not isinstance(report, Report):
             report = Report()
         self.set_described(report.described)
-        if self._epoch in report.stale:
-            self.reset()
+        if report.stale > self._since:
+            logger.info("cairn: weights have been written over: what was stored before is not "
+                        "found from here on")
+            self._since = report.stale
+            self.reset(computed_since=report.stale <= self._fresh_step)
         for name in report.failed:
             tracked = self._tracked.get(name)
             if tracked:
@@ -518,9 +530,10 @@ class SchedulerSide:
         self._let_go(tracked)
         return tracked.controls.told(request, tracked.chain.names.chunk_tokens, self._options)
 
-    def reset(self) -> bool:
+    def reset(self, computed_since: bool = False) -> bool:
         """What the engine asks for when its weights have changed under it: from here on nothing
-        that was stored before is named, and nothing stored now will be named by others."""
+        that was stored before is named, and nothing stored now will be named by others.
+        computed_since: what the engine holds is of the new weights."""
         self._epoch = uuid.uuid4().hex
         for tracked in self._tracked.values():
             self._let_go(tracked)
@@ -528,11 +541,30 @@ class SchedulerSide:
         if self.names is not None:
             self.names = Names(self._ranks, self._epoch, self._options.domain)
         self._events.forget()
-        self._clean = self._emptied()
-        if not self._clean:
-            logger.warning("cairn: the engine could not empty its own prefix cache, so nothing is "
-                           "saved until it is reset again")
+        self._clean = computed_since or self._emptied()
+        if self._clean:
+            self._rename()
+        else:
+            logger.warning("cairn: the engine's own prefix cache may hold KV of other weights, so "
+                           "nothing is saved until it is reset")
         return True
+
+    def _rename(self) -> None:
+        """Of requests that are here already nothing is held that was computed before."""
+        if self.names is None:
+            return
+        for tracked in self._tracked.values():
+            tracked.chain = Chain(self.names, tracked.request)
+            tracked.saved, tracked.looked = 0, 0.0
+
+    def _look(self) -> None:
+        """Before the engine takes blocks for a step."""
+        if self._fresh or not self._emptied():
+            return
+        self._fresh = True
+        if not self._clean:
+            self._clean = True
+            self._rename()
 
     def _emptied(self) -> bool:
         """Whether no block of the engine holds anything that was computed before."""

@@ -37,13 +37,18 @@ class Transfer:
 
 @dataclass
 class Step(KVConnectorMetadata):
-    """What one engine step begins. epoch names the weights: a new one renames everything."""
+    """What one engine step begins. epoch names the weights: a new one renames everything. number
+    counts steps. since: the last step before which weights were written over, as far as the
+    scheduler has heard. fresh: before this step the engine holds nothing that was computed."""
 
     loads: list[Transfer] = field(default_factory=list)
     saves: list[Transfer] = field(default_factory=list)
     drop: list[int] = field(default_factory=list)  # saves not begun yet that must not begin
     fence: list[int] = field(default_factory=list)  # saves to end before their blocks are written
     epoch: str = ""
+    number: int = 0
+    since: int = 0
+    fresh: bool = False
     idle: bool = False  # nothing is computed: a worker may wait a little for what is in flight
 
 
@@ -52,14 +57,14 @@ class Report(KVConnectorWorkerMetadata):
     """What has ended since the last one. ended: transfer id -> ranks that touch its blocks no more.
     failed: requests of loads that did not arrive whole. refused: saves that a rank did not begin
     (its bound was reached). described: in a rank's first report, since inside a MultiConnector
-    what another connector tells at start may come instead. stale: epochs whose weights have been
-    written over."""
+    what another connector tells at start may come instead. stale: the last step before which
+    weights were written over, until a step says that it is known."""
 
     ended: dict[int, int] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     refused: set[int] = field(default_factory=set)
     described: list[Described] = field(default_factory=list)
-    stale: set[str] = field(default_factory=set)
+    stale: int = 0
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> Report:
         assert isinstance(other, Report)
@@ -67,7 +72,7 @@ class Report(KVConnectorWorkerMetadata):
         for name, ranks in other.ended.items():
             ended[name] = ended.get(name, 0) + ranks
         return Report(ended, self.failed | other.failed, self.refused | other.refused,
-                      self.described + other.described, self.stale | other.stale)
+                      self.described + other.described, max(self.stale, other.stale))
 
 
 @dataclass

@@ -53,7 +53,7 @@ class Flight:
     rows: list[tuple[Transfer, int, Rows]]  # transfer, group, its rows
     size: int
     begun: float
-    epoch: str
+    epoch: str | None  # None: of weights that are gone
 
     @property
     def transfers(self) -> list[Transfer]:
@@ -164,6 +164,11 @@ class WorkerSide:
                 self._parts = []  # every load fails from here on, and no save begins
         if step.loads:
             self._begin_loads(step.loads)
+
+    def lose_loads(self) -> None:
+        """The weights have changed: what is on its way into the engine was made by others."""
+        for flight in self._flights.values():
+            flight.epoch = None
 
     def clear(self) -> None:
         self._step = Step()

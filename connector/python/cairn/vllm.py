@@ -27,7 +27,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (KVConnectorBase_V
                                                                KVConnectorRole, SupportsHMA)
 from vllm.logger import init_logger
 
-from ._vllm_compat import hit_sources, watch_worker
+from ._vllm_compat import hit_sources, running_model, watch_worker
 from ._vllm_metrics import PromMetrics, Stats
 from ._vllm_options import options_of
 from ._vllm_scheduler import SchedulerSide
@@ -116,6 +116,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     @_answers()
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         self.worker.register_kv_caches(kv_caches)
+        self._weights.watch(running_model(), self._vllm_config)
 
     @_answers()
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -130,7 +131,8 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         super().bind_connector_metadata(connector_metadata)
         if isinstance(connector_metadata, Step):
-            self._weights.bind(connector_metadata)
+            if self._weights.bind(connector_metadata):
+                self.worker.lose_loads()
             self.worker.bind(connector_metadata)
 
     @_answers()
