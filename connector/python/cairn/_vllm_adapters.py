@@ -8,7 +8,7 @@ import math
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Adapter:
     here: bool = False
     lost: bool = False  # changed under this process, which may hold the old ones still
     digest: str = ""
+    numbers: set[int] = field(default_factory=set)  # one loaded anew may be of other files
 
 
 _lock = threading.Lock()
@@ -43,7 +44,9 @@ def named(lora: Any) -> bool | None:
         if getattr(lora, "load_inplace", False):
             one.lost = True
         now = time.monotonic()
-        if one.since is None and not one.lost and now - one.looked >= LOOK_SECONDS:
+        anew = lora.lora_int_id not in one.numbers
+        if one.since is None and not one.lost and (anew or now - one.looked >= LOOK_SECONDS):
+            one.numbers.add(lora.lora_int_id)
             _look_again(one, lora.lora_path, now)
         return None if one.since is not None else one.here and not one.lost
 

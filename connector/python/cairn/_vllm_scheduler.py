@@ -189,14 +189,16 @@ class SchedulerSide:
             return None
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            controls = controls_of(request)
-            if (controls.nothing or getattr(request, "skip_reading_prefix_cache", False)
-                    or request.num_tokens < self._options.min_tokens
-                    or not named_by_tokens(request, self._images)):
+            if self._left_out(request) or not named_by_tokens(request, self._images):
                 return None
-            tracked = Tracked(request, Chain(self.names, request), controls)
+            tracked = Tracked(request, Chain(self.names, request), controls_of(request))
             self._tracked[request.request_id] = tracked
         return None if tracked.chain.names is not self.names else tracked
+
+    def _left_out(self, request: Request) -> bool:
+        return bool(controls_of(request).nothing
+                    or getattr(request, "skip_reading_prefix_cache", False)
+                    or request.num_tokens < self._options.min_tokens)
 
     def _local_hit(self, request: Request) -> int:
         """Tokens that the engine's own cache seems to hold: they need not be fetched. A guess."""
@@ -233,7 +235,8 @@ class SchedulerSide:
         if self._heard_by != 0.0 and self._wait_to_hear():
             return None, False
         tracked = self._track(request)
-        if tracked is None and reading(request.lora_request, self._options.lookup_timeout):
+        if (tracked is None and not self._left_out(request)
+                and reading(request.lora_request, self._options.lookup_timeout)):
             return None, False
         if tracked is None or tracked.failed or tracked.loading or not tracked.controls.read:
             return 0, False
@@ -264,7 +267,7 @@ class SchedulerSide:
             tracked.failed = True
             return 0, False
         tracked.saved = max(tracked.saved, question.held)
-        tracked.looked = question.answered
+        tracked.looked = question.answered or start
         if self._on_its_way(tracked, question):
             self._ask(tracked, computed)
             return None, False

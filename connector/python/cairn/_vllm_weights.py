@@ -100,7 +100,8 @@ class Weights:
         """What an operation in place, or another tensor in a parameter's place, changes."""
         try:
             with torch._C.DisableTorchFunctionSubclass():  # vLLM's parameters are 15 times as slow
-                return [(p.data_ptr(), p._version)
+                # Tensors of the inference mode count nothing.
+                return [(p.data_ptr(), 0 if p.is_inference() else p._version)
                         for table in self._tables for p in table.values() if p is not None]
         except Exception:
             logger.exception("cairn: of weights that are written over only calls of load_weights "
