@@ -250,8 +250,8 @@ def test_damage_under_two_requests_at_once(start, words, place):
         together = engine.answer_together([prompt, sibling])
         assert [a["text"] for a in together] == [a["text"] for a in first]
         engine.reset()
-    stats = engine.stats()
-    assert stats["misses"]["checksum"] == 1
+    # Both lookups may meet it at the same moment.
+    assert 1 <= engine.stats()["misses"]["checksum"] <= 2
     engine.stop()
 
 
