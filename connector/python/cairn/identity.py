@@ -180,8 +180,9 @@ def _parent(parent: bytes | None) -> bytes | None:
 def token_array(tokens: Any) -> np.ndarray:
     """uint32, contiguous."""
     if isinstance(tokens, list):
+        # A sixth of the time of what follows, which then says what is wrong with them.
         with contextlib.suppress(TypeError, OverflowError):
-            return np.frombuffer(packed("I", tokens), np.uint32)  # 7 times as fast as np.asarray
+            return np.frombuffer(packed("I", tokens), np.uint32)
     if hasattr(tokens, "numpy") and hasattr(tokens, "data_ptr"):
         tokens = tokens.numpy()
     array = np.asarray(tokens)
