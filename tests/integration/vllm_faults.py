@@ -3,11 +3,13 @@ request is computed at a time and 128 tokens a step: then every block is compute
 operations, whatever of the prompt was loaded before it, and an answer that was loaded equals one
 that was computed, bit for bit.
 
-A program: MODEL URI SEED ROUNDS; without a URI no connector. Prints a JSON object an answer and one
-of counters. After the last round it asks on until it is given hits."""
+A program: MODEL URI SEED ROUNDS [PLACE]; without a URI no connector. Prints a JSON object an answer
+and one of counters. In PLACE the file "busy" says that the rounds begin, and "calm" that they are
+over. Then it asks on until it is given hits."""
 import random
 import sys
 import time
+from pathlib import Path
 
 from vllm_models import answers
 
@@ -67,7 +69,7 @@ class Engine:
 
 
 def main() -> None:
-    model, uri, seed, rounds = sys.argv[1:]
+    model, uri, seed, rounds, *place = sys.argv[1:]
     say = answers()
     engine = Engine(model, uri)
     every, rng = prompts(), random.Random(int(seed))
@@ -79,8 +81,14 @@ def main() -> None:
                 say({"prompt": i, **answer})
         engine.reset()
 
+    def tell(name: str) -> None:
+        for folder in place:
+            (Path(folder) / name).touch()
+
+    tell("busy")
     for number in range(int(rounds)):
         ask(together=number % 2 == 1)
+    tell("calm")
     if uri:
         before, end = engine.moved().get("hit_tokens", 0), time.monotonic() + SECONDS
         while engine.moved().get("hit_tokens", 0) == before and time.monotonic() < end:
