@@ -21,6 +21,7 @@ from demo_rates import copy_rate, read_rate
 
 COPY = "a plain copy of as many bytes"
 LONG, SHORT, SHORT_COUNT = 4243, 400, 24
+HITS, TURNS_OF_MISSES = 8, 6  # of one round
 RAM, DISK = "1GiB", "4GiB"
 
 
@@ -133,14 +134,17 @@ def warm(b: Bench, off: EngineProcess, on: EngineProcess, rival: EngineProcess |
     own = on.answer(prompt)
     if rival:
         rival.answer(prompt)
-    floor, loaded, theirs = [], [], []
-    for _ in range(b.rounds + 2):
-        on.reset()
-        loaded.append(hit(on.answer(prompt), own, "warm"))
-        floor.append(off.answer(prompt))
-        if rival:
-            rival.reset()
-            theirs.append(rival.answer(prompt))
+    floor: list[dict[str, Any]] = []
+    loaded: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
+    sides = [(off, floor), (on, loaded), *([(rival, theirs)] if rival else [])]
+    for i in range(b.rounds * HITS):
+        for engine, answers in sides[i % len(sides):] + sides[:i % len(sides)]:
+            if engine is not off:
+                engine.reset()
+            answers.append(engine.answer(prompt))
+    for answer in loaded:
+        hit(answer, own, "warm")
     size = loaded[0]["loaded_bytes"]
     rate = copy_rate(size)
     times, floors = ([a["ttft_s"] for a in answers] for answers in (loaded, floor))
@@ -163,16 +167,18 @@ def warm_rival(b: Bench, answers: list[dict[str, Any]], floor_ms: float, copy: f
                  len(times), {"ttft_ms": median_ms(times), "asked": len(answers)}))
 
 
-def rounds_of(b: Bench, engines: list[EngineProcess],
-              ask: Callable[[EngineProcess, int], float]) -> list[list[float]]:
-    """What ask(engine, round) gives of each engine, a list a round; each is first in turn."""
+def rounds_of(b: Bench, engines: list[EngineProcess], ask: Callable[[EngineProcess, int], float],
+              turns: int = 1) -> list[list[float]]:
+    """Sums of what ask(engine, round) gives of each engine in its turns of a round, a list a round.
+    Each is first in turn: a machine's speed changes within seconds."""
     found = []
     for i in range(b.rounds):
         values = [0.0] * len(engines)
-        for k in range(len(engines)):
-            which = (i + k) % len(engines)
-            values[which] = ask(engines[which], i)
-            time.sleep(0.5)  # what one still saves must not slow the other
+        for turn in range(turns):
+            for k in range(len(engines)):
+                which = (i + turn + k) % len(engines)
+                values[which] += ask(engines[which], i)
+                time.sleep(0.5)  # what one still saves must not slow the other
         found.append(values)
     return found
 
@@ -194,16 +200,17 @@ def misses(b: Bench, engines: list[EngineProcess]) -> None:
             raise Failed("a unique prompt was found in a cache")
         return float(sum(a["ttft_s"] for a in answers))
 
-    for name, count, length in (("engine-miss-400", SHORT_COUNT, SHORT),
-                                ("engine-miss-long", 1, LONG)):
-        compare(b, name, rounds_of(b, engines, lambda e, _: sum_of(e, count, length)))
+    for name, count, length, turns in (("engine-miss-400", SHORT_COUNT, SHORT, TURNS_OF_MISSES),
+                                       ("engine-miss-long", 1, LONG, 1)):
+        compare(b, name, rounds_of(b, engines, lambda e, _: sum_of(e, count // turns, length),
+                                   turns))
 
 
 def restart(b: Bench, off: EngineProcess) -> None:
     """The long prompt from disk, each time after kill -9 of the node and the engine."""
     prompt = b.words[:LONG]
     off.answer(prompt)
-    loaded, floor = [], []
+    loaded, floor, rates = [], [], []
     with b.node("restart") as node:
         with b.engine("restart", node.uri) as engine:
             engine.answer(prompt)
@@ -215,8 +222,8 @@ def restart(b: Bench, off: EngineProcess) -> None:
             with b.engine("restart", node.uri) as engine:
                 loaded.append(hit(engine.answer(prompt), own, "restart"))
             floor.append(off.answer(prompt))
-        rate = read_rate(node.folder / "cairn.log", loaded[0]["loaded_bytes"])
-    size = loaded[0]["loaded_bytes"]
+            rates.append(read_rate(node.folder / "cairn.log", loaded[0]["loaded_bytes"]))
+    size, rate = loaded[0]["loaded_bytes"], statistics.median(rates)
     times, floors = ([a["ttft_s"] for a in answers] for answers in (loaded, floor))
     added, read = median_ms(times) - median_ms(floors), 1.2 * size / rate * 1000
     b.add(Figure("engine-disk", added - read, "ms", read, "1.2 times a plain read of as many bytes",

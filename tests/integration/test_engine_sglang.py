@@ -535,6 +535,9 @@ def test_a_version_that_does_not_show_its_updates_is_told_of(
 
 def test_what_an_engine_s_configuration_says_is_in_the_identity(place, monkeypatch):
     from cairn import _sglang_identity as identity
+    (place / "external_models").mkdir()
+    (place / "external_models" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(place)
     for folder in ("model", "adapter"):
         (place / folder).mkdir()
         (place / folder / "config.json").write_text("{}")
@@ -558,6 +561,11 @@ def test_what_an_engine_s_configuration_says_is_in_the_identity(place, monkeypat
                lambda: (place / "model" / "weights.safetensors").write_bytes(b"\1" + bytes(4999)),
                lambda: (place / "adapter" / "weights.safetensors").write_bytes(b"\1" * 5000),
                lambda: given.update(lora_paths=["name=" + str(place / "model")]),
+               lambda: (place / "model" / "modeling.py").write_text("a = 1")
+               and given.update(trust_remote_code=True),
+               lambda: (place / "model" / "modeling.py").write_text("a = 2"),
+               lambda: monkeypatch.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "external_models"),
+               lambda: (place / "external_models" / "other.py").write_text("a = 3"),
                lambda: given.update(lora_paths=None)]
     for change in changes:
         change()

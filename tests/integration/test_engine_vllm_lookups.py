@@ -116,6 +116,33 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
     assert store._pins == 0, "what came too late was given back"
 
 
+def test_a_store_that_answers_in_time_now_and_then_is_not_waited_for(store):
+    class Paced(Slow):
+        seconds = 1.0
+
+        def lookup(self, asked):
+            time.sleep(self.seconds)
+            return self.store.lookup(asked)
+
+    paced = Paced(store)
+    lookups = Lookups(paced, 0.4, 400)
+    first = lookups.ask(Question(Chain(names(), request(range(CHUNK * 8))), 0, 8))
+    while lookups.wait(first, 0.001) is None:
+        pass
+    assert lookups.slow
+    paced.seconds = 0.2
+    end = time.monotonic() + 3
+    while time.monotonic() < end:
+        assert lookups.slow
+        time.sleep(0.01)
+    paced.seconds = 0
+    end = time.monotonic() + STALL
+    while lookups.slow:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    lookups.close()
+
+
 class Disk(Slow):
     """A store whose leases take a while, or until they are let."""
 

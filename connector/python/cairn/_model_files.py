@@ -1,25 +1,34 @@
-"""What the files of a model, or of an adapter, are called: by what is in them."""
+"""What the files of a model, or of an adapter, are called: by what is in them. Every machine that
+has the same files gives them the same name."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import Unsupported
 
 MIB = 1 << 20
-WHOLE_FILE = 1024 * MIB  # larger files are sampled, and then their time counts too
+PIECE = 16 * MIB
+LARGE = 64 * MIB  # what is in larger files is remembered
+SETTLED_SECONDS = 2.0  # a file changed since then may change again with the same times
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
-def folder_of(name: str, revision: str | None) -> Path:
-    """Where the files of a model are: the folder or file of that name, or what was downloaded."""
+def folder_of(name: str, revision: str | None, cache: str | None = None) -> Path:
+    """Where the files of a model are: the folder or file of that name, or what was downloaded.
+    cache: where to, if not where the Hugging Face hub usually puts it."""
     path = Path(name)
     if path.exists():
         return path.resolve()
     try:
         from huggingface_hub import snapshot_download
-        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+        return Path(snapshot_download(name, revision=revision, cache_dir=cache,
+                                      local_files_only=True))
     except Exception as why:
         raise Unsupported(f"the files of {name} are not found, so its weights have no name: "
                           f"{why}") from why
@@ -33,19 +42,58 @@ def weight_files(model: Path) -> list[Path]:
     return files
 
 
+def code_files(folder: Path) -> list[Path]:
+    return sorted(f for f in folder.rglob("*.py") if f.is_file())
+
+
 def digest_of(files: list[Path]) -> str:
-    """Of their names, sizes and bytes; of large ones samples and the time stand for the bytes."""
+    """Of their names and bytes."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        contents = list(pool.map(_content, files))
     whole = hashlib.sha256()
-    for file in files:
-        info = file.stat()
-        whole.update(f"{file.name}\0{info.st_size}\0".encode())
-        with file.open("rb", buffering=0) as f:
-            if info.st_size <= WHOLE_FILE:
-                step, piece = 16 * MIB, 16 * MIB
-            else:
-                step, piece = 64 * MIB, MIB
-                whole.update(f"{info.st_mtime_ns}\0".encode())
-            for at in range(0, info.st_size, step):
-                f.seek(at)
-                whole.update(f.read(piece))
+    for file, content in zip(files, contents):
+        whole.update(f"{file.name}\0{content}\0".encode())
     return whole.hexdigest()[:32]
+
+
+def _content(file: Path) -> str:
+    """Every rank of an engine asks for the same large files, and again at each start: one reads
+    them. Who changes a file changes its times, of which nobody can set the last one back."""
+    info = file.stat()
+    if info.st_size <= LARGE or time.time() - info.st_ctime < SETTLED_SECONDS:
+        return _read(file)
+    is_it = (file.resolve(), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns,
+             info.st_ctime_ns)
+    name = hashlib.sha256("\0".join(map(str, is_it)).encode()).hexdigest()
+    try:
+        return _remembered(_memory() / name, file)
+    except (OSError, RuntimeError):  # no folder to remember it in, or no home
+        return _read(file)
+
+
+def _memory() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "cairn" / "contents"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def _remembered(path: Path, file: Path) -> str:
+    with path.open("a+") as entry:
+        fcntl.flock(entry, fcntl.LOCK_EX)  # others wait for the first one
+        entry.seek(0)
+        found = entry.read()
+        if len(found) != 64:
+            found = _read(file)
+            entry.truncate(0)
+            entry.write(found)
+        return found
+
+
+def _read(file: Path) -> str:
+    """A sha256 of its bytes."""
+    whole = hashlib.sha256()
+    with file.open("rb", buffering=0) as f:
+        while piece := f.read(PIECE):
+            whole.update(piece)
+    return whole.hexdigest()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
-from ._model_files import digest_of, folder_of, weight_files
+from ._model_files import code_files, digest_of, folder_of, weight_files
 from ._sglang_pages import Pages, described
 from .errors import Unsupported
 
@@ -60,6 +62,7 @@ def of_engine(config: Any, given: str | None) -> dict[str, Any]:
         **{name: _short(value) for name, value in found.items() if value not in (None, "", "{}")},
         "quant": settings.get("quantization"),
         "adapters": _adapters(settings),
+        "code": _code(config, settings),
         "pp_rank": config.pp_rank,
         "pp_size": config.pp_size,
         "cp_rank": config.attn_cp_rank,
@@ -121,6 +124,22 @@ def _of_model(config: Any, settings: Settings, given: str | None) -> dict[str, A
     except Unsupported as why:
         raise Unsupported(f"{why}; give \"weights\" in the extra configuration") from why
     return {"model": folder.name if Path(path).exists() else path, "weights": weights}
+
+
+def _code(config: Any, settings: Settings) -> str | None:
+    """A digest of the Python files that may have a part in the model and are not SGLang's own."""
+    files: list[Path] = []
+    path = settings.get("model_path") or config.model_name
+    if settings.get("trust_remote_code") and path:
+        files += code_files(folder_of(path, settings.get("revision")))
+    package = os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE")
+    if package:
+        spec = importlib.util.find_spec(package)
+        places = spec.submodule_search_locations if spec else None
+        if not places:
+            raise Unsupported(f"SGLANG_EXTERNAL_MODEL_PACKAGE is {package}, which has no files")
+        files += [f for place in places for f in code_files(Path(place))]
+    return digest_of(files) if files else None
 
 
 def _of_draft() -> dict[str, Any]:

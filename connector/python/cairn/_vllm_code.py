@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ._model_files import digest_of, folder_of
+from ._model_files import code_files, digest_of, folder_of
 from .errors import Unsupported
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _brought_along(model: ModelConfig) -> str | None:
         # What is not on this machine does not run here.
         with contextlib.suppress(Unsupported):
             folders.add(folder_of(name, model.code_revision or revision))
-    files = [f for folder in sorted(folders) for f in sorted(folder.rglob("*.py")) if f.is_file()]
+    files = [f for folder in sorted(folders) for f in code_files(folder)]
     return digest_of(files) if files else None
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from vllm.distributed.kv_transfer.kv_connector.v1 import base
 
+from ._vllm_sleep import guard
 from ._vllm_weights import watch
 
 if TYPE_CHECKING:
@@ -34,12 +35,14 @@ def hit_sources(tokens: int, near: bool) -> dict[Any, int]:
 
 
 def watch_worker() -> None:
-    """Counts what writes over weights, in the class that all of vLLM's own workers come from."""
+    """Sees what writes over weights and what gives KV memory back, in the class that all of vLLM's
+    own workers come from."""
     try:
         from vllm.v1.worker.gpu_worker import Worker
     except ImportError:
         return  # a platform with workers of its own
     watch(Worker)
+    guard(Worker)
 
 
 def running_model() -> nn.Module | None:

@@ -3,6 +3,7 @@ them: versions share what they compute if and only if their pages have the same 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,9 @@ def of_model(config: VllmConfig) -> dict[str, Any]:
     return {
         "model": Path(model.model).resolve().name if Path(model.model).exists() else model.model,
         "weights": "dummy" if dummy else digest_of(weight_files(
-            folder_of(model.model, model.revision))),
+            folder_of(model.model, model.revision, config.load_config.download_dir))),
         "quant": model.quantization,
+        "quant_config": _quantization(model),
         "compute_dtype": str(model.dtype).removeprefix("torch."),
         "cache_dtype": None if kept == "auto" else kept,
         "model_config": digest([text]),
@@ -54,6 +56,16 @@ def of_model(config: VllmConfig) -> dict[str, Any]:
         **of_code(model),
         **of_media(model),
     }
+
+
+def _quantization(model: Any) -> str | None:
+    """What is quantized how, as given beside the model's own configuration."""
+    given = getattr(model, "quantization_config", None)
+    if not given:
+        return None
+    if dataclasses.is_dataclass(given) and not isinstance(given, type):
+        given = dataclasses.asdict(given)
+    return digest([json.dumps(given, sort_keys=True, default=str)])
 
 
 def _configuration(hf: Any) -> tuple[str, bool]:

@@ -25,6 +25,9 @@ SLOW_RATE = 200e6  # bytes a second: a store that reads slower is not waited for
 WAITING = 256  # questions that wait for a thread
 THREADS = 4  # what is in memory need not wait for what another request reads from disk
 PROBE_SECONDS = 1.0
+# One that was late is waited for again when it has answered in this share of its time at both ends
+# of so many seconds: what answers once a second does so in time now and then.
+PROMPT_SHARE, PROMPT_SECONDS = 0.25, 0.5
 
 
 @dataclass(eq=False)
@@ -66,6 +69,7 @@ class Lookups:
 
     def __init__(self, store: Any, timeout: float, chunk_bytes: int) -> None:
         self.slow = False
+        self._prompt = 0.0  # since when a store that was late has answered promptly
         self._late = 0
         self._failed = 0
         self._refused = 0
@@ -109,7 +113,7 @@ class Lookups:
         if not self.slow:
             logger.warning("cairn: the store did not answer a lookup in %.1f s; requests go on "
                            "without it until it does", self._timeout)
-            self.slow = True
+            self._prompt, self.slow = 0.0, True
         with self._lock:
             self._late += 1
         self.drop(question)
@@ -142,7 +146,7 @@ class Lookups:
     def _run(self) -> None:
         while True:
             try:
-                item = self._asked.get(timeout=PROBE_SECONDS if self.slow else None)
+                item = self._asked.get(timeout=self._pause() if self.slow else None)
             except queue.Empty:
                 self._timed(lambda: probe(self._store))
                 continue
@@ -160,6 +164,9 @@ class Lookups:
             item.done.set()
             with self._lock:
                 self._waiting -= 1
+
+    def _pause(self) -> float:
+        return PROMPT_SECONDS if self._prompt else PROBE_SECONDS
 
     def _release(self, lease: Any) -> None:
         try:
@@ -179,9 +186,18 @@ class Lookups:
             self._has_failed()
             logger.exception("cairn: a lookup failed")
         now = time.monotonic()
-        if now - start < self._timeout:
-            self.slow = False
+        if self.slow:
+            self._after_late(now - start, now)
+        if not self.slow and now - start < self._timeout:
             self._seen_alive(now + self._timeout)
+
+    def _after_late(self, seconds: float, now: float) -> None:
+        if seconds > self._timeout * PROMPT_SHARE:
+            self._prompt = 0.0
+        elif not self._prompt:
+            self._prompt = now
+        elif now - self._prompt > PROMPT_SECONDS:
+            self.slow = False
 
     def _seen_alive(self, until: float) -> None:
         """Those who wait behind others have until then."""

@@ -245,12 +245,10 @@ class SchedulerSide:
         question = tracked.question
         size = self.names.chunk_tokens
         tracked.local = computed
-        # The engine's own hit may have become shorter since the question was asked.
         grow = question is not None and not tracked.again and question.may_grow()
         tracked.again |= grow
-        if question is None or question.stale() or grow or (
-                question.done.is_set() and computed // size < question.first):
-            self._ask(tracked, computed)
+        if question is None or question.stale() or grow or computed // size < question.first:
+            self._ask(tracked, computed)  # the engine's own hit may have become shorter
             question = tracked.question
         assert question is not None
         start = time.monotonic()

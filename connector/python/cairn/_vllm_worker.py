@@ -170,6 +170,10 @@ class WorkerSide:
         for flight in self._flights.values():
             flight.epoch = None
 
+    def settle(self) -> None:
+        """Until nothing is on its way: the blocks' memory is about to go."""
+        self._wait({t.id for flight in self._flights.values() for t in flight.transfers})
+
     def clear(self) -> None:
         self._step = Step()
 

@@ -31,6 +31,7 @@ from ._vllm_compat import hit_sources, running_model, watch_worker
 from ._vllm_metrics import PromMetrics, Stats
 from ._vllm_options import options_of
 from ._vllm_scheduler import SchedulerSide
+from ._vllm_sleep import settle_before_sleep
 from ._vllm_step import Report, Step
 from ._vllm_weights import Weights
 from ._vllm_worker import WorkerSide
@@ -89,6 +90,7 @@ class CairnConnector(KVConnectorBase_V1, SupportsHMA):
             self.worker = WorkerSide(vllm_config, kv_cache_config, options)
             self._weights = Weights()
             watch_worker()
+            settle_before_sleep(self.worker)
         _live.add(self)
 
     @staticmethod
