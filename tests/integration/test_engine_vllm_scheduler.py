@@ -383,6 +383,32 @@ def ask_rig(rig, tokens, name, **more):
     return stats
 
 
+def test_what_the_engine_lost_while_a_lookup_was_open_is_leased_too(rig, monkeypatch):
+    h = rig(extra='{"load": "async"}')
+    tokens = tokens_of(h, 1, 1000)
+    ask_rig(h, tokens, "cold")
+    assert h.scheduler.reset_prefix_cache()
+    side, opened = h.scheduler.connector.scheduler, threading.Event()
+    lookups, lookup = side._lookups, side._lookups._store.lookup
+    wait = lookups.wait
+
+    def answered(question, seconds):
+        opened.set()
+        assert question.done.wait(STALL)
+        return wait(question, seconds)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(side, "_local_hit", lambda request: 512)
+        patch.setattr(lookups._store, "lookup", lambda keys: opened.wait(STALL) and lookup(keys))
+        patch.setattr(lookups, "wait", answered)
+        made = send(h, tokens, "hit")
+        assert side.matched(made, 0) == (768, True)
+        found = side._tracked["hit"].question
+        assert (found.first, found.leased) == (0, 3)
+    h.drain()
+    assert made.prefill_stats.num_external_cached_tokens == 768
+
+
 def test_a_prompt_is_saved_and_promised(rig):
     h = rig(extra='{"load": "async"}')
     tokens = tokens_of(h, 1, 1000)
