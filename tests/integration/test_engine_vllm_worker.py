@@ -719,6 +719,10 @@ def test_files_are_named_by_their_bytes_wherever_they_are(tmp_path, monkeypatch)
     for remembered in (tmp_path / "cache/cairn/contents").iterdir():
         remembered.write_text("cut sh")
     assert digest_of(there) == one
+    monkeypatch.setattr(files, "REMEMBERED", 1)
+    here[0].write_bytes(b"\2" + bytes(4999))
+    assert digest_of(here) != one
+    assert len(list((tmp_path / "cache/cairn/contents").iterdir())) == 1
     monkeypatch.setenv("XDG_CACHE_HOME", str(here[0]))
     assert digest_of(there) == one, "without a folder to remember it in"
 

@@ -15,6 +15,7 @@ from .errors import Unsupported
 MIB = 1 << 20
 PIECE = 16 * MIB
 LARGE = 64 * MIB  # what is in larger files is remembered
+REMEMBERED = 4096  # files
 SETTLED_SECONDS = 2.0  # a file changed since then may change again with the same times
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -87,7 +88,13 @@ def _remembered(path: Path, file: Path) -> str:
             found = _read(file)
             entry.truncate(0)
             entry.write(found)
+            _forget_oldest(path.parent)
         return found
+
+
+def _forget_oldest(folder: Path) -> None:
+    for old in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime_ns)[:-REMEMBERED]:
+        old.unlink()
 
 
 def _read(file: Path) -> str:
