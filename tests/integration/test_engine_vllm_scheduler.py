@@ -402,11 +402,12 @@ def test_what_the_engine_lost_while_a_lookup_was_open_is_leased_too(rig, monkeyp
         patch.setattr(lookups._store, "lookup", lambda keys: opened.wait(STALL) and lookup(keys))
         patch.setattr(lookups, "wait", answered)
         made = send(h, tokens, "hit")
+        stats = made.prefill_stats
         assert side.matched(made, 0) == (768, True)
         found = side._tracked["hit"].question
         assert (found.first, found.leased) == (0, 3)
     h.drain()
-    assert made.prefill_stats.num_external_cached_tokens == 768
+    assert stats.num_external_cached_tokens == 768
 
 
 def test_a_prompt_is_saved_and_promised(rig):
@@ -476,7 +477,8 @@ def test_weights_that_change(rig):
     assert ask_rig(h, tokens, "again").num_external_cached_tokens == 768
     # While a request runs, what the engine holds is not all new: it is not kept.
     send(h, tokens_of(h, 4, 700), "runs", length=20)
-    h.step()
+    while not h.scheduler.running:
+        h.step()
     assert not h.scheduler.reset_prefix_cache(reset_connector=True)
     h.drain()
     ask_rig(h, tokens, "unsaved")
