@@ -301,6 +301,9 @@ def frozen(node: Node) -> Iterator[None]:
     node.send(SIGCONT)
 
 
+ASKED = 4
+
+
 def faults(b: Bench) -> None:
     """A node that goes away and comes back under an engine."""
     ways: list[tuple[str, Callable[[Node], Any]]] = [("killed", killed), ("frozen", frozen),
@@ -310,15 +313,16 @@ def faults(b: Bench) -> None:
         for name, way in ways:
             added, back = [], []
             for _ in range(b.rounds):
-                cold = engine.answer(b.unique(len(prompt)), max_tokens=1)["ttft_s"]
+                cold = [engine.answer(b.unique(len(prompt)), max_tokens=1)["ttft_s"]
+                        for _ in range(ASKED)]
                 engine.answer(prompt, max_tokens=1)
                 engine.flush()
                 with way(node):
                     times = []
-                    for _ in range(4):
+                    for _ in range(ASKED):
                         engine.reset()
                         times.append(engine.answer(prompt, max_tokens=1)["ttft_s"])
-                added.append(sum(max(t - cold, 0) for t in times))
+                added.append(max(sum(times) - ASKED * statistics.median(cold), 0))
                 back.append(seconds_until_hit(engine, prompt))
             b.add(Figure(f"engine-node-{name}", median_ms(added), "ms", None,
                          "added to four first tokens together", len(added),
