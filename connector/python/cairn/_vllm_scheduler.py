@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 logger = init_logger("vllm.cairn")
 
 WAIT_SECONDS = 0.0003  # for one lookup
+NAMED_AT_ONCE = 8192  # tokens, of all parts together
 STEP_WAIT_SECONDS = 0.001  # for all lookups of a step
 HEAR_SECONDS = 2.0  # for the workers' first words
 TAIL_SECONDS = 0.2  # that the parts of a prefill elsewhere may still be on their way
@@ -222,6 +223,9 @@ class SchedulerSide:
         # Of a prompt that was prefilled elsewhere the engine takes all, and computes it again.
         last = (tokens if controls.whole(tokens) else readable) // size
         self._let_go(tracked)
+        # A thread begins only when this one waits for its answer: what is short is named here.
+        if last * size * len(self.names.parts) <= NAMED_AT_ONCE:
+            tracked.chain.upto(last)
         tracked.asked = tracked.asked or time.monotonic()
         tracked.question = self._lookups.ask(Question(
             tracked.chain, min(computed // size, last), last,
