@@ -39,16 +39,16 @@ class BadWire:
             threading.Thread(target=self._pass, args=(client,), daemon=True).start()
 
     def _pass(self, client) -> None:
-        with client, socket.create_connection(("127.0.0.1", self.to)) as node:
-            try:
+        try:
+            with client, socket.create_connection(("127.0.0.1", self.to)) as node:
                 while True:
                     for side in select.select([client, node], [], [])[0]:
                         data = side.recv(PIECE)
                         if not data:
                             return
                         (node if side is client else client).sendall(self._spoilt(data))
-            except OSError:  # cut, or one of both has gone
-                return
+        except OSError:  # cut, or one of both has gone
+            return
 
     def _spoilt(self, data: bytes) -> bytes:
         if not self.bad.is_set():

@@ -2,6 +2,7 @@
 holds is read and compared through the pools' tensors, never through the store's way to them."""
 
 import hashlib
+import json
 import os
 import random
 import socket
@@ -564,6 +565,9 @@ def test_what_an_engine_s_configuration_says_is_in_the_identity(place, monkeypat
                lambda: (place / "model" / "modeling.py").write_text("a = 1")
                and given.update(trust_remote_code=True),
                lambda: (place / "model" / "modeling.py").write_text("a = 2"),
+               lambda: (place / "model" / "config.json").write_text(json.dumps(
+                   {"auto_map": {"AutoModel": f"{place / 'adapter'}--other.Model"}})),
+               lambda: (place / "adapter" / "other.py").write_text("a = 4"),
                lambda: monkeypatch.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "external_models"),
                lambda: (place / "external_models" / "other.py").write_text("a = 3"),
                lambda: given.update(lora_paths=None)]

@@ -118,19 +118,21 @@ def test_a_store_that_is_slow_costs_one_deadline(store):
 
 def test_a_store_that_answers_in_time_now_and_then_is_not_waited_for(store):
     class Paced(Slow):
-        seconds = 1.0
+        seconds = 0.2
 
         def lookup(self, asked):
+            self.gate.wait(20)
             time.sleep(self.seconds)
             return self.store.lookup(asked)
 
     paced = Paced(store)
+    paced.gate.clear()
     lookups = Lookups(paced, 0.4, 400)
     first = lookups.ask(Question(Chain(names(), request(range(CHUNK * 8))), 0, 8))
     while lookups.wait(first, 0.001) is None:
         pass
     assert lookups.slow
-    paced.seconds = 0.2
+    paced.gate.set()
     end = time.monotonic() + 3
     while time.monotonic() < end:
         assert lookups.slow
@@ -140,6 +142,19 @@ def test_a_store_that_answers_in_time_now_and_then_is_not_waited_for(store):
     while lookups.slow:
         assert time.monotonic() < end
         time.sleep(0.01)
+    lookups.close()
+
+
+def test_a_store_that_was_late_is_waited_for_though_hits_are_read_from_disk(store):
+    of = names()
+    fill(store, of)
+    disk = Disk(store, 0)
+    lookups = Lookups(disk, 0.4, 400)
+    lookups.slow, disk.seconds = True, 0.2
+    end = time.monotonic() + STALL
+    while lookups.slow:
+        assert time.monotonic() < end
+        lookups.drop(ask(lookups, of))
     lookups.close()
 
 

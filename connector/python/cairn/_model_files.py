@@ -3,12 +3,15 @@ has the same files gives them the same name."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from .errors import Unsupported
 
@@ -47,10 +50,20 @@ def code_files(folder: Path) -> list[Path]:
     return sorted(f for f in folder.rglob("*.py") if f.is_file())
 
 
+def code_elsewhere(auto_map: dict[str, Any] | None) -> set[str]:
+    """Repositories that a configuration names as `repository--module.Class`."""
+    named = (auto_map or {}).values()
+    each = (one for some in named for one in (some if isinstance(some, (list, tuple)) else [some]))
+    return {one.partition("--")[0] for one in each if one and "--" in one}
+
+
 def digest_of(files: list[Path]) -> str:
     """Of their names and bytes."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
         contents = list(pool.map(_content, files))
+    finally:
+        pool.shutdown(cancel_futures=True)
     whole = hashlib.sha256()
     for file, content in zip(files, contents):
         whole.update(f"{file.name}\0{content}\0".encode())
@@ -59,7 +72,7 @@ def digest_of(files: list[Path]) -> str:
 
 def _content(file: Path) -> str:
     """Every rank of an engine asks for the same large files, and again at each start: one reads
-    them. Who changes a file changes its times, of which nobody can set the last one back."""
+    them. Who changes a file changes its times, of which a file system sets the last one itself."""
     info = file.stat()
     if info.st_size <= LARGE or time.time() - info.st_ctime < SETTLED_SECONDS:
         return _read(file)
@@ -80,21 +93,25 @@ def _memory() -> Path:
 
 
 def _remembered(path: Path, file: Path) -> str:
-    with path.open("a+") as entry:
+    with path.open("ab+", buffering=0) as entry:
         fcntl.flock(entry, fcntl.LOCK_EX)  # others wait for the first one
-        entry.seek(0)
-        found = entry.read()
-        if len(found) != 64:
-            found = _read(file)
-            entry.truncate(0)
-            entry.write(found)
-            _forget_oldest(path.parent)
-        return found
+        try:
+            entry.seek(0)
+            found = entry.read().decode(errors="replace")
+            if not re.fullmatch("[0-9a-f]{64}", found):
+                found = _read(file)
+                with contextlib.suppress(OSError):
+                    entry.truncate(0)
+                    entry.write(found.encode())
+                    _forget_oldest(path.parent)
+            return found
+        finally:
+            fcntl.flock(entry, fcntl.LOCK_UN)  # a process that was forked meanwhile has it too
 
 
 def _forget_oldest(folder: Path) -> None:
     for old in sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime_ns)[:-REMEMBERED]:
-        old.unlink()
+        old.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> str:

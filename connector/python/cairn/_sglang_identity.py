@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ._model_files import code_files, digest_of, folder_of, weight_files
+from ._model_files import code_elsewhere, code_files, digest_of, folder_of, weight_files
 from ._sglang_pages import Pages, described
 from .errors import Unsupported
 
@@ -131,7 +133,13 @@ def _code(config: Any, settings: Settings) -> str | None:
     files: list[Path] = []
     path = settings.get("model_path") or config.model_name
     if settings.get("trust_remote_code") and path:
-        files += code_files(folder_of(path, settings.get("revision")))
+        # What is not on this machine does not run here.
+        with contextlib.suppress(Unsupported):
+            folder = folder_of(path, settings.get("revision"))
+            files += code_files(folder)
+            for name in sorted(code_elsewhere(_auto_map(folder))):
+                with contextlib.suppress(Unsupported):
+                    files += code_files(folder_of(name, None))
     package = os.environ.get("SGLANG_EXTERNAL_MODEL_PACKAGE")
     if package:
         spec = importlib.util.find_spec(package)
@@ -140,6 +148,13 @@ def _code(config: Any, settings: Settings) -> str | None:
             raise Unsupported(f"SGLANG_EXTERNAL_MODEL_PACKAGE is {package}, which has no files")
         files += [f for place in places for f in code_files(Path(place))]
     return digest_of(files) if files else None
+
+
+def _auto_map(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "config.json").read_text()).get("auto_map") or {})
+    except (OSError, ValueError) as why:
+        raise Unsupported(f"{folder / 'config.json'} cannot be read: {why}") from why
 
 
 def _of_draft() -> dict[str, Any]:

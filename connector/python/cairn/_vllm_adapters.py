@@ -97,7 +97,7 @@ def _read_all() -> None:
             one.digest = digest_of(_files(path))
             if _look(path) != one.look:
                 one.lost = True
-        except (OSError, ValueError):
+        except (OSError, ValueError, RuntimeError):
             one.lost = True
         one.looked, one.since = time.monotonic(), None
 

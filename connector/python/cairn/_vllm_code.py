@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
-from ._model_files import code_files, digest_of, folder_of
+from ._model_files import code_elsewhere, code_files, digest_of, folder_of
 from .errors import Unsupported
 
 if TYPE_CHECKING:
@@ -32,17 +32,10 @@ def _brought_along(model: ModelConfig) -> str | None:
     if not model.trust_remote_code:
         return None
     folders = set()
-    for name in {model.model, *_elsewhere(model.hf_config)}:
+    for name in {model.model, *code_elsewhere(getattr(model.hf_config, "auto_map", None))}:
         revision = model.revision if name == model.model else None
         # What is not on this machine does not run here.
         with contextlib.suppress(Unsupported):
             folders.add(folder_of(name, model.code_revision or revision))
     files = [f for folder in sorted(folders) for f in code_files(folder)]
     return digest_of(files) if files else None
-
-
-def _elsewhere(hf: Any) -> set[str]:
-    """Repositories that a configuration names as `repository--module.Class`."""
-    named = (getattr(hf, "auto_map", None) or {}).values()
-    each = (one for some in named for one in (some if isinstance(some, (list, tuple)) else [some]))
-    return {one.partition("--")[0] for one in each if one and "--" in one}

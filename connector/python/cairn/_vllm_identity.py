@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vllm.logger import init_logger
+
 from ._model_files import digest_of, folder_of, weight_files
 from ._vllm_code import of_code
 from ._vllm_media import of_media
@@ -17,6 +19,8 @@ from .identity import Identity
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = init_logger("vllm.cairn")
 
 # Of a model's configuration: what says nothing about what it computes.
 NOT_THE_MODEL = ("transformers_version", "_name_or_path", "_model_name_or_path")
@@ -44,8 +48,8 @@ def of_model(config: VllmConfig) -> dict[str, Any]:
     kept = str(cache.cache_dtype)
     return {
         "model": Path(model.model).resolve().name if Path(model.model).exists() else model.model,
-        "weights": "dummy" if dummy else digest_of(weight_files(
-            folder_of(model.model, model.revision, config.load_config.download_dir))),
+        "weights": "dummy" if dummy else _of_weights(folder_of(
+            model.model, model.revision, config.load_config.download_dir)),
         "quant": model.quantization,
         "quant_config": _quantization(model),
         "compute_dtype": str(model.dtype).removeprefix("torch."),
@@ -58,6 +62,13 @@ def of_model(config: VllmConfig) -> dict[str, Any]:
     }
 
 
+def _of_weights(folder: Path) -> str:
+    files = weight_files(folder)
+    logger.info("cairn: the weights are named by what is in their %d files, %.1f GB", len(files),
+                sum(f.stat().st_size for f in files) / 1e9)
+    return digest_of(files)
+
+
 def _quantization(model: Any) -> str | None:
     """What is quantized how, as given beside the model's own configuration."""
     given = getattr(model, "quantization_config", None)
@@ -65,7 +76,14 @@ def _quantization(model: Any) -> str | None:
         return None
     if dataclasses.is_dataclass(given) and not isinstance(given, type):
         given = dataclasses.asdict(given)
-    return digest([json.dumps(given, sort_keys=True, default=str)])
+    return digest([json.dumps(_without_none(given), sort_keys=True, default=str)])
+
+
+def _without_none(given: Any) -> Any:
+    """What newer versions could say besides, and do not, is nothing."""
+    if not isinstance(given, dict):
+        return given
+    return {name: _without_none(one) for name, one in given.items() if one is not None}
 
 
 def _configuration(hf: Any) -> tuple[str, bool]:

@@ -175,10 +175,11 @@ class Lookups:
             logger.exception("cairn: a lease could not be given back")
 
     def _timed(self, call: Any) -> None:
-        """Asks the store, and sees whether it answers in time."""
-        start = time.monotonic()
+        """Asks the store, and sees whether it answers in time. call() may say how many of the
+        seconds count."""
+        start, took = time.monotonic(), None
         try:
-            call()
+            took = call()
         except (Error, OSError) as why:
             self._has_failed()
             logger.debug("cairn: a lookup failed: %s", why)
@@ -187,17 +188,18 @@ class Lookups:
             logger.exception("cairn: a lookup failed")
         now = time.monotonic()
         if self.slow:
-            self._after_late(now - start, now)
+            self._after_late(now - start if took is None else took, now)
         if not self.slow and now - start < self._timeout:
             self._seen_alive(now + self._timeout)
 
     def _after_late(self, seconds: float, now: float) -> None:
-        if seconds > self._timeout * PROMPT_SHARE:
-            self._prompt = 0.0
-        elif not self._prompt:
-            self._prompt = now
-        elif now - self._prompt > PROMPT_SECONDS:
-            self.slow = False
+        with self._lock:
+            if seconds > self._timeout * PROMPT_SHARE:
+                self._prompt = 0.0
+            elif not self._prompt:
+                self._prompt = now
+            elif now - self._prompt > PROMPT_SECONDS:
+                self.slow = False
 
     def _seen_alive(self, until: float) -> None:
         """Those who wait behind others have until then."""
@@ -208,7 +210,8 @@ class Lookups:
         with self._lock:
             self._failed += 1
 
-    def _answer(self, q: Question) -> None:
+    def _answer(self, q: Question) -> float:
+        """Returns the seconds that it took to hear what is held: to lease it a disk may be read."""
         names = q.chain.names
         if names is not self._noted:
             for identity in names.parts:
@@ -216,14 +219,17 @@ class Lookups:
             self._noted = names
         keys = q.chain.upto(q.last)
         parts = len(names.parts)
+        start = time.monotonic()
         before = self._held(keys[:q.first], parts)
         after = self._held(keys[q.first:], parts)
-        if q.read and (after or q.tail):
+        seconds = time.monotonic() - start
+        if q.read and (after or q.tail) and not q.dropped:
             self._take(q, keys[q.first:q.first + after], after == q.last - q.first)
         q.held = before if before < q.first else q.first + after
         if not q.held and refused(self._store):
             with self._lock:
                 self._refused += 1
+        return seconds
 
     def _held(self, keys: np.ndarray, parts: int) -> int:
         return self._store.lookup(keys.reshape(-1, 32)) // parts if len(keys) else 0
