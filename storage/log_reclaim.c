@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/mem.h"
 
 /* Prewriting waits for so much silence. */
 #define PREWRITE_QUIET_NS (5 * CAIRN_NS_PER_MS)
@@ -86,17 +87,34 @@ static void walk_begin(struct cairn_nvme *t)
 
 static void footer_part_late(struct cairn_nvme *t, struct nvme_io *x)
 {
-    (void)x;
-    t->reclaim.flying--;
+    struct nvme_reclaim *r = &t->reclaim;
+    if (x->arg != r->sums)
+        return; /* nobody waits for it any more */
+    r->flying--;
+    r->lost--;
 }
 
 static void footer_part_done(struct cairn_nvme *t, struct nvme_io *x)
 {
     struct nvme_reclaim *r = &t->reclaim;
     r->failed = r->failed || x->res != 0;
-    /* The device holds the buffer: reclaiming stands still until it gives it back. */
-    if (!x->lost)
+    if (x->lost)
+        r->lost++;
+    else
         r->flying--;
+}
+
+/* The device may write to the buffer for ever: what is to be trusted needs another one. */
+static bool sums_anew(struct cairn_nvme *t)
+{
+    struct nvme_reclaim *r = &t->reclaim;
+    void *sums = r->left_count < NVME_SUMS_LEFT ? cairn_table_alloc(t->footer_room) : NULL;
+    if (!sums)
+        return false;
+    r->left[r->left_count++] = r->sums;
+    r->sums = sums;
+    r->flying = r->lost = 0;
+    return true;
 }
 
 static void footer_read(struct cairn_nvme *t)
@@ -110,6 +128,7 @@ static void footer_read(struct cairn_nvme *t)
         uint64_t len = r->bytes - r->issued;
         if (len > NVME_PIECE)
             len = NVME_PIECE;
+        x->arg = r->sums;
         x->done = footer_part_done;
         x->late = footer_part_late;
         r->flying++;
@@ -117,7 +136,7 @@ static void footer_read(struct cairn_nvme *t)
                       (uint8_t *)r->sums + r->issued, (uint32_t)len);
         r->issued += len;
     }
-    if (r->flying > 0)
+    if (r->flying > r->lost || (r->lost > 0 && !sums_anew(t)))
         return;
     const struct cairn_trailer_disk *tr = trailer_of(r);
     const struct nvme_seg *s = &t->segs[r->seg];

@@ -28,6 +28,7 @@
 #define NVME_SCRATCH (512u << 10)
 #define NVME_SEG_NONE UINT32_MAX
 #define NVME_SEG_GONE (UINT32_MAX - 1) /* of a footer whose memory the device never gave back */
+#define NVME_SUMS_LEFT 8u    /* lost reads of footers; after more, reclaim stands still          */
 #define NVME_FREE_MIN 2u     /* segments kept free so that appending never waits               */
 
 struct cairn_nvme;
@@ -163,9 +164,11 @@ struct nvme_reclaim {
     uint32_t seg;
     uint32_t count, at;
     uint64_t issued, bytes;
-    uint32_t flying;
+    uint32_t flying, lost;
     bool failed;
     struct cairn_summary_disk *sums; /* and behind them room for the trailer */
+    struct cairn_summary_disk *left[NVME_SUMS_LEFT]; /* earlier ones, that the device has */
+    uint32_t left_count;
     struct cairn_record_disk *image; /* of the record being carried          */
     uint32_t image_blocks;
     bool image_busy;                 /* lost to the device                   */

@@ -348,6 +348,8 @@ static void memory_free(struct cairn_nvme *t)
     cairn_table_free(t->scratch, NVME_SCRATCH);
     cairn_table_free(t->idents, CAIRN_IDENT_SLOTS * (size_t)CAIRN_BLOCK);
     cairn_table_free(t->reclaim.sums, t->footer_room);
+    for (uint32_t i = 0; i < t->reclaim.left_count; i++)
+        cairn_table_free(t->reclaim.left[i], t->footer_room);
     if (t->reclaim.image)
         cairn_table_free(t->reclaim.image, (size_t)t->reclaim.image_blocks * CAIRN_BLOCK);
     for (uint32_t i = 0; i < NVME_FOOTERS; i++)

@@ -1,5 +1,6 @@
-/* Power cuts in the middle of reclaim, at a moment that is chosen and not drawn. */
+/* Power cuts and a lost read in the middle of reclaim, at a moment that is chosen and not drawn. */
 #include <criterion/criterion.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -41,6 +42,24 @@ static cairn_status guillotine_open(const struct cairn_ioq_params *p, struct cai
     if (!s)
         (*ret)->ops = &guillotine;
     return s;
+}
+
+/* The device keeps the first reads, and answers them when it is asked to. Without the time at which
+ * they were submitted they are late at once. */
+static struct cairn_io *kept;
+static atomic_uint to_keep;
+static atomic_bool give_back;
+
+static bool keeper_submit(struct cairn_ioq *q, struct cairn_io *io)
+{
+    if (io->kind == CAIRN_IO_READ && atomic_load(&to_keep) > 0) {
+        atomic_fetch_sub(&to_keep, 1);
+        kept = io;
+        return true;
+    }
+    if (atomic_exchange(&give_back, false))
+        cr_assert(cairn_ioq_sim.submit(q, kept));
+    return cairn_ioq_sim.submit(q, io);
 }
 
 static uint64_t deadline(void)
@@ -170,6 +189,43 @@ Test(store_reclaim, a_value_carried_twice_stays_deleted, .timeout = 120)
     v = open_store(path);
     cr_assert_eq(cairn_vault_lookup(v, &subject, 1), 0);
     cr_assert_eq(get(v, SUBJECT), CAIRN_MISS);
+    cairn_vault_close(v);
+    cairn_sim_destroy(device);
+    unlink(path);
+}
+
+static void go_round(struct cairn_vault *v, uint64_t *id, double segments)
+{
+    double until = stat_number(v, "segments_reclaimed") + segments;
+    while (stat_number(v, "segments_reclaimed") < until) {
+        cr_assert_eq(put(v, (*id)++), CAIRN_OK);
+        if (*id % 16 == 0)
+            cr_assert_eq(cairn_vault_flush(v, deadline()), CAIRN_OK);
+    }
+}
+
+Test(store_reclaim, a_list_that_the_device_keeps_holds_up_nobody, .timeout = 120)
+{
+    char path[] = "reclaim-XXXXXX";
+    int fd = mkstemp(path);
+    uint64_t id = SUBJECT;
+
+    cr_assert_geq(fd, 0);
+    close(fd);
+    unlink(path);
+    guillotine = cairn_ioq_sim;
+    guillotine.open = guillotine_open;
+    guillotine.submit = keeper_submit;
+    device = cairn_sim_create(&(struct cairn_sim_opts){.seed = 1});
+    struct cairn_vault *v = open_store(path);
+    atomic_store(&to_keep, 1);
+    go_round(v, &id, 3);
+    cr_assert_eq(atomic_load(&to_keep), 0);
+    cr_assert_eq(stat_number(v, "lost_ios"), 1);
+    atomic_store(&give_back, true);
+    go_round(v, &id, 3);
+    cr_assert_not(atomic_load(&give_back));
+    cr_assert_eq(get(v, id - 1), CAIRN_OK);
     cairn_vault_close(v);
     cairn_sim_destroy(device);
     unlink(path);
