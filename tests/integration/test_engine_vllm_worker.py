@@ -1,6 +1,7 @@
 """The worker half of the vLLM connector on real tensors and real stores, without an engine."""
 import dataclasses
 import errno
+import fcntl
 import functools
 import logging
 import os
@@ -724,6 +725,12 @@ def test_files_are_named_by_their_bytes_wherever_they_are(tmp_path, monkeypatch)
     here[0].write_bytes(b"\2" + bytes(4999))
     assert digest_of(here) != one
     assert len(list((tmp_path / "cache/cairn/contents").iterdir())) == 1
+    monkeypatch.setattr(files, "LOCK_SECONDS", 0.1)
+    (remembered,) = (tmp_path / "cache/cairn/contents").iterdir()
+    with remembered.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        known = len(seen)
+        assert digest_of(here) != one and len(seen) == known + 1, "whoever reads it hangs"
     monkeypatch.setenv("XDG_CACHE_HOME", str(here[0]))
     assert digest_of(there) == one, "without a folder to remember it in"
 

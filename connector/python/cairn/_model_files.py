@@ -19,6 +19,7 @@ MIB = 1 << 20
 PIECE = 16 * MIB
 LARGE = 64 * MIB  # what is in larger files is remembered
 REMEMBERED = 4096  # files
+LOCK_SECONDS = 300.0  # that another process may read a file, before this one does too
 SETTLED_SECONDS = 2.0  # a file changed since then may change again with the same times
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -81,7 +82,7 @@ def _content(file: Path) -> str:
     name = hashlib.sha256("\0".join(map(str, is_it)).encode()).hexdigest()
     try:
         return _remembered(_memory() / name, file)
-    except (OSError, RuntimeError):  # no folder to remember it in, or no home
+    except (OSError, RuntimeError):  # no folder to remember it in, no home, or who reads it hangs
         return _read(file)
 
 
@@ -94,7 +95,7 @@ def _memory() -> Path:
 
 def _remembered(path: Path, file: Path) -> str:
     with path.open("ab+", buffering=0) as entry:
-        fcntl.flock(entry, fcntl.LOCK_EX)  # others wait for the first one
+        _lock(entry)  # others wait for the first one
         try:
             entry.seek(0)
             found = entry.read().decode(errors="replace")
@@ -107,6 +108,17 @@ def _remembered(path: Path, file: Path) -> str:
             return found
         finally:
             fcntl.flock(entry, fcntl.LOCK_UN)  # a process that was forked meanwhile has it too
+
+
+def _lock(entry: Any) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(entry, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.05)
 
 
 def _forget_oldest(folder: Path) -> None:
