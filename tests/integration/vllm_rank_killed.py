@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from vllm_models import answers
+from vllm_ranks import three_ranks
 
 BLOCK, CHUNKS, SECONDS = 128, 4, 120
 
@@ -29,16 +30,8 @@ def wait_for(path: Path) -> None:
 def main() -> None:
     model, uri, *place = sys.argv[1:]
     say = answers()
-    from vllm import LLM, SamplingParams
-    from vllm.config import KVTransferConfig
-    llm = LLM(model=model, enforce_eager=True, max_model_len=2048, seed=0, tensor_parallel_size=3,
-              kv_transfer_config=KVTransferConfig(
-                  kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
-                  kv_role="kv_both", kv_load_failure_policy="recompute",
-                  kv_connector_extra_config={"uri": uri, "timeout": 60}))
-    core = llm.llm_engine.engine_core.engine_core
-    from cairn.vllm import connectors
-    (scheduler,) = (c.scheduler for c in connectors())
+    from vllm import SamplingParams
+    llm, core, scheduler = three_ranks(model, uri, timeout=60)
 
     def ask(number: int) -> None:
         params = SamplingParams(max_tokens=3, temperature=0.0)

@@ -10,19 +10,25 @@ from vllm_models import answers
 TOKENS, SECONDS = 600, 240
 
 
-def main() -> None:
-    model, uri, *alone = sys.argv[1:]
-    say = answers()
-    from vllm import LLM, SamplingParams
+def three_ranks(model: str, uri: str, **extra):
+    """The engine, its core and the connector's scheduler. extra: of the connector's options."""
+    from vllm import LLM
     from vllm.config import KVTransferConfig
     llm = LLM(model=model, enforce_eager=True, max_model_len=2048, seed=0, tensor_parallel_size=3,
               kv_transfer_config=KVTransferConfig(
                   kv_connector="CairnConnector", kv_connector_module_path="cairn.vllm",
                   kv_role="kv_both", kv_load_failure_policy="recompute",
-                  kv_connector_extra_config={"uri": uri, "lookup_timeout": 20}))
-    core = llm.llm_engine.engine_core.engine_core
+                  kv_connector_extra_config={"uri": uri, **extra}))
     from cairn.vllm import connectors
     (scheduler,) = (c.scheduler for c in connectors())
+    return llm, llm.llm_engine.engine_core.engine_core, scheduler
+
+
+def main() -> None:
+    model, uri, *alone = sys.argv[1:]
+    say = answers()
+    from vllm import SamplingParams
+    llm, core, scheduler = three_ranks(model, uri, lookup_timeout=20)
     params = SamplingParams(max_tokens=8, temperature=0.0, logprobs=5)
     prompt = [3 + (i * i + 7 * i) % 990 for i in range(TOKENS)]
 

@@ -33,14 +33,14 @@ static bool guillotine_submit(struct cairn_ioq *q, struct cairn_io *io)
     return cairn_ioq_sim.submit(q, io);
 }
 
-static struct cairn_ioq_ops guillotine;
+static struct cairn_ioq_ops under_test;
 
-static cairn_status guillotine_open(const struct cairn_ioq_params *p, struct cairn_ioq **ret)
+static cairn_status under_test_open(const struct cairn_ioq_params *p, struct cairn_ioq **ret)
 {
     cairn_status s = cairn_ioq_sim.open(p, ret);
 
     if (!s)
-        (*ret)->ops = &guillotine;
+        (*ret)->ops = &under_test;
     return s;
 }
 
@@ -74,7 +74,7 @@ static struct cairn_vault *open_store(const char *path)
                                  .path = path,
                                  .policy = "lru",
                                  .engine = "sim",
-                                 .ioq = &guillotine,
+                                 .ioq = &under_test,
                                  .ioq_arg = device,
                                  .lock_wait_ns = RIG_SECOND,
                                  .io_deadline_ns = RIG_SECOND,
@@ -138,24 +138,37 @@ static struct cairn_sim *with_head(struct cairn_sim *dead)
     }
 }
 
+/* A name for a log that is not there yet. */
+static void new_path(char *path)
+{
+    int fd = mkstemp(path);
+
+    cr_assert_geq(fd, 0);
+    close(fd);
+    unlink(path);
+}
+
+/* A new device, whose ios go through this. */
+static void new_device(bool (*submit)(struct cairn_ioq *q, struct cairn_io *io))
+{
+    under_test = cairn_ioq_sim;
+    under_test.open = under_test_open;
+    under_test.submit = submit;
+    device = cairn_sim_create(&(struct cairn_sim_opts){.seed = 1});
+}
+
 /* A value was carried over and the power went before its old segment did: both copies are found.
  * When the old segment goes the value must stay known, or its delete buries no other copy. */
 Test(store_reclaim, a_value_carried_twice_stays_deleted, .timeout = 120)
 {
     char path[] = "reclaim-XXXXXX";
-    int fd = mkstemp(path);
     struct cairn_key subject;
     cairn_status status;
     uint64_t id = SUBJECT;
 
-    cr_assert_geq(fd, 0);
-    close(fd);
-    unlink(path);
-    guillotine = cairn_ioq_sim;
-    guillotine.open = guillotine_open;
-    guillotine.submit = guillotine_submit;
+    new_path(path);
+    new_device(guillotine_submit);
     value_key(SUBJECT, subject.bytes);
-    device = cairn_sim_create(&(struct cairn_sim_opts){.seed = 1});
     armed = true;
 
     struct cairn_vault *v = open_store(path);
@@ -207,16 +220,10 @@ static void go_round(struct cairn_vault *v, uint64_t *id, double segments)
 Test(store_reclaim, a_list_that_the_device_keeps_holds_up_nobody, .timeout = 120)
 {
     char path[] = "reclaim-XXXXXX";
-    int fd = mkstemp(path);
     uint64_t id = SUBJECT;
 
-    cr_assert_geq(fd, 0);
-    close(fd);
-    unlink(path);
-    guillotine = cairn_ioq_sim;
-    guillotine.open = guillotine_open;
-    guillotine.submit = keeper_submit;
-    device = cairn_sim_create(&(struct cairn_sim_opts){.seed = 1});
+    new_path(path);
+    new_device(keeper_submit);
     struct cairn_vault *v = open_store(path);
     atomic_store(&to_keep, 1);
     go_round(v, &id, 3);
